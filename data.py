@@ -1,0 +1,227 @@
+"""Collections, training examples, prompts and pools: everything that is text.
+
+A training folder holds `corpus.jsonl` ({"_id", "title", "text"}) and `train.jsonl` ({"query", "target", "document"}):
+a question, the text that answers it, and the id of the document it comes from. The source document is *not* a label
+for DREAM: it only makes sure that a pool of candidates can answer its questions. An evaluation folder has the BEIR
+layout: `corpus.jsonl`, `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` (query-id, corpus-id, score).
+
+Whatever is wrong with a file is a `BadInput` with file, line and what to do. Knows tokenizers, but no models.
+"""
+import json
+import random
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+class BadInput(ValueError):
+    """Something that the user can mend; commands print it as one line and exit with code 2."""
+
+
+@dataclass
+class Collection:
+    """What a retriever is measured on."""
+
+    corpus: dict[str, str]  # document id -> "title text"
+    queries: dict[str, str]  # query id -> text
+    qrels: dict[str, dict[str, int]]  # query id -> {document id: relevance}
+
+
+@dataclass
+class Example:
+    """One training row."""
+
+    query: str
+    target: str
+    document: str  # the id of the source document
+
+
+@dataclass
+class Pool:
+    """The candidates of one training step, shared by its questions."""
+
+    documents: list[str]  # K document ids
+    examples: list[Example]  # B examples, each with its source among the documents
+
+    @property
+    def source(self):
+        """(B,) long: the index of each example's source document."""
+        return torch.tensor([self.documents.index(e.document) for e in self.examples])
+
+
+# --------------------------------------------------------------------------------------------------------- readers
+
+
+def read_jsonl(path, *fields):
+    """Yield (line number, object) of a JSON-lines file whose objects have `fields`, all strings."""
+    if not Path(path).is_file():
+        raise BadInput(f"{path}: no such file")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # also undecodable bytes
+                raise BadInput(f"{path}:{number}: not a line of JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise BadInput(f"{path}:{number}: expected an object with {', '.join(fields)}")
+            for name in fields:
+                if not isinstance(row.get(name), str):
+                    raise BadInput(f"{path}:{number}: the field {name!r} is missing or not a string")
+            yield number, row
+
+
+def load_texts(path):
+    """corpus.jsonl or queries.jsonl -> {id: "title text"} in file order; a missing or null title is left out."""
+    texts = {}
+    for number, row in read_jsonl(path, "_id", "text"):
+        if row["_id"] in texts:
+            raise BadInput(f"{path}:{number}: the id {row['_id']!r} stands twice")
+        title = row.get("title") or ""
+        if not isinstance(title, str):
+            raise BadInput(f"{path}:{number}: the field 'title' is not a string")
+        texts[row["_id"]] = f"{title} {row['text']}".strip()
+    if not texts:
+        raise BadInput(f"{path}: empty")
+    return texts
+
+
+def load_qrels(path):
+    """qrels/SPLIT.tsv with its header line -> {query id: {document id: relevance}}."""
+    qrels = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            cells = line.rstrip("\r\n").split("\t")
+            if number == 1 or not line.strip():
+                continue
+            try:
+                query, document, relevance = cells[0], cells[1], int(cells[2])
+            except (IndexError, ValueError):
+                raise BadInput(f"{path}:{number}: expected query-id, corpus-id and a whole number, "
+                               "separated by tabs") from None
+            if document in qrels.setdefault(query, {}):
+                raise BadInput(f"{path}:{number}: {query!r} and {document!r} are judged twice")
+            qrels[query][document] = relevance
+    if not qrels:
+        raise BadInput(f"{path}: no judgments")
+    return qrels
+
+
+def check_folder(folder):
+    if not Path(folder).is_dir():
+        raise BadInput(f"{folder}: no such folder")
+    return Path(folder)
+
+
+def load_corpus(folder):
+    """A folder's corpus.jsonl -> {document id: "title text"}, in file order."""
+    return load_texts(check_folder(folder) / "corpus.jsonl")
+
+
+def load_collection(folder, split="test"):
+    """A folder in BEIR layout -> Collection with the judged queries alone."""
+    folder = check_folder(folder)
+    path = folder / "qrels" / f"{split}.tsv"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("qrels/*.tsv"))) or "none"
+        raise BadInput(f"{path}: no such split; there: {there}")
+    corpus, queries, qrels = load_corpus(folder), load_texts(folder / "queries.jsonl"), load_qrels(path)
+    missing = next((q for q in qrels if q not in queries), None)
+    if missing is not None:
+        raise BadInput(f"{path}: the query {missing!r} is judged, but queries.jsonl does not have it")
+    return Collection(corpus, {q: queries[q] for q in qrels}, qrels)
+
+
+def load_examples(folder):
+    """A training folder's train.jsonl -> [Example]; every document must stand in corpus.jsonl."""
+    folder = check_folder(folder)
+    corpus, path, examples = load_corpus(folder), folder / "train.jsonl", []
+    for number, row in read_jsonl(path, "query", "target", "document"):
+        for name in ("query", "target"):
+            if not row[name].strip():
+                raise BadInput(f"{path}:{number}: the {name} is empty")
+        if row["document"] not in corpus:
+            raise BadInput(f"{path}:{number}: the document {row['document']!r} is not in corpus.jsonl")
+        examples.append(Example(row["query"].strip(), row["target"].strip(), row["document"]))
+    if len({e.document for e in examples}) < 2:
+        raise BadInput(f"{path}: the rows need at least two different documents to choose from")
+    return examples
+
+
+# ----------------------------------------------------------------------------------------------------------- pools
+
+
+def make_pools(examples, corpus, documents=16, questions=16, neighbours=4, seed=0):
+    """Endless Pools of `documents` candidates and up to `questions` examples, the same for the same seed.
+
+    ASSUMPTION: candidates are the sources of the pool's questions, in runs of `neighbours` documents that follow each
+    other in the corpus file: what stands together (an article's paragraphs, a family) is easily confused, and
+    hard to tell apart. Every pass over the documents cuts the runs elsewhere; a document's examples take turns.
+    """
+    generator = random.Random(seed)
+    rows_of = {}
+    for example in examples:
+        rows_of.setdefault(example.document, []).append(example)
+    order = [d for d in corpus if d in rows_of]
+    documents = min(documents, len(order))
+    queues = {d: deque(generator.sample(rows, len(rows))) for d, rows in rows_of.items()}
+    while True:
+        cut = generator.randrange(len(order))
+        turned = order[cut:] + order[:cut]
+        runs = [turned[i : i + neighbours] for i in range(0, len(turned), neighbours)]
+        generator.shuffle(runs)
+        flat = [d for run in runs for d in run]
+        for start in range(0, len(flat) - documents + 1, documents):
+            pool = flat[start : start + documents]
+            generator.shuffle(pool)
+            turns = [d for turn in range(-(-questions // documents)) for d in pool if turn < len(rows_of[d])]
+            chosen = []
+            for document in turns[:questions]:
+                chosen.append(queues[document][0])
+                queues[document].rotate(-1)
+            yield Pool(pool, chosen)
+
+
+# --------------------------------------------------------------------------------------------------------- prompts
+
+# ASSUMPTION: the paper does not print its prompt. A document's own header belongs to the document.
+INTRODUCTION = "Answer the questions using the documents.\n\n"
+DOCUMENT = "Document {number}:"
+QUESTION = "Question: {query}\nAnswer:"
+
+
+class Prompts:
+    """The LLM's side of a pool as token ids. Every text is tokenized once; documents are cut at `document_tokens`."""
+
+    def __init__(self, tokenizer, document_tokens):
+        self.tokenizer, self.document_tokens = tokenizer, document_tokens
+        self.ids, self.truncated = {}, set()
+
+    def tokenize(self, text):
+        if text not in self.ids:
+            self.ids[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.ids[text]
+
+    def context(self, documents):
+        """K texts -> input_ids (1, L) and document_of (L,): k inside document k, else -1."""
+        ids = self.tokenizer(INTRODUCTION).input_ids  # with the tokenizer's own first token, where it has one
+        document_of = [-1] * len(ids)
+        for k, text in enumerate(documents):
+            body = self.tokenize(" " + text)
+            if len(body) > self.document_tokens:
+                self.truncated.add(text)
+            piece = self.tokenize(DOCUMENT.format(number=k + 1)) + body[: self.document_tokens] + self.tokenize("\n\n")
+            ids, document_of = ids + piece, document_of + [k] * len(piece)
+        return torch.tensor([ids]), torch.tensor(document_of)
+
+    def suffixes(self, examples):
+        """B examples -> input_ids and target_mask, both (B, T), right-padded; the mask is True on target tokens."""
+        asked = [self.tokenize(QUESTION.format(query=e.query)) for e in examples]
+        answered = [self.tokenize(f" {e.target}\n") for e in examples]
+        rows = [torch.tensor(q + a) for q, a in zip(asked, answered)]
+        masks = [torch.arange(len(q) + len(a)) >= len(q) for q, a in zip(asked, answered)]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return pad(rows, batch_first=True), pad(masks, batch_first=True)

@@ -1,0 +1,297 @@
+"""The method: a retriever's document weights decide which document a few heads of a frozen LLM read.
+
+DREAM (arXiv 2606.24667). The LLM reads K documents once; then B questions, each with its target, continue from that
+shared reading. In the injected heads a row no longer chooses *which* document to read: the retriever's weights w_bk
+do. *Which tokens inside a document* stays the frozen head's own choice. The loss on the target therefore reaches the
+retriever through these heads, and through nothing else.
+
+    (3)  r_k(t) = sum_{j in d_k} softmax_{j in d_k}( q_t . k_j / sqrt(d) ) v_j     the head's reading of document k
+    (4)  o(t) = sum_k w_bk r_k(t)                                                 the head's output at row t
+         budget="keep":  o(t) = sum_{j outside documents} p_tj v_j + m(t) sum_k w_bk r_k(t)
+    (5)  L_b = - 1/|y| sum_i log p( y_i | d_1..d_K, q_b, y_<i ; w_b )
+    (6)  score(h) = the attention mass that head h puts on the source document, from the rows that predict the target
+
+Nothing of the LLM is copied or patched: `attend` below is registered with transformers as the attention function
+"dream", and a keyword that every supported model hands through (`reading=`) tells it what to do.
+
+Two facts make a step cheap, and both are exact. Documents come before every question, so their rows never see the
+weights: they are read once, without gradients (`prefill`). And the questions need not be padded or batched: they are
+packed into one row behind the documents, each seeing the documents and itself. Left out: sliding windows, soft-capping,
+attention sinks and layers that are not softmax attention; they are refused by name. Symbols: see model.py.
+"""
+import random
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from data import BadInput
+
+
+@dataclass
+class Prefix:
+    """The documents as the frozen LLM has read them: keys and values of every layer, shared by all questions."""
+
+    document_of: torch.Tensor  # (L,) long: k for a token of document k, -1 for the prompt's own tokens
+    token_at: torch.Tensor  # (K, M) long: position of document k's m-th token; 0 where it has fewer than m
+    present: torch.Tensor  # (K, M) bool: does document k have an m-th token
+    keys: list = field(default_factory=list)  # per layer (1, H_kv, L, d)
+    values: list = field(default_factory=list)
+
+    def __len__(self):
+        return self.document_of.numel()
+
+
+@dataclass
+class Suffixes:
+    """B questions with their targets, packed into one row of N tokens: no padding, no token after the last target."""
+
+    input_ids: torch.Tensor  # (N,)
+    question_of: torch.Tensor  # (N,) long: b for a token of question b
+    positions: torch.Tensor  # (N,) long: each question continues right behind the documents
+    predicts: torch.Tensor  # (R,) long: the rows whose next token is a target token
+    targets: torch.Tensor  # (R,) long: those target tokens
+    mask: torch.Tensor  # (1, 1, N, L + N) bool: the documents and the own question's earlier tokens
+
+
+def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
+    """The attention function known to transformers as "dream"; plain SDPA unless a `reading` is handed through.
+
+    query: (B, H, T, d); key, value: (B, H_kv, T, d) -> (B, T, H, d). Raises BadInput for attention that is more than
+    a softmax over scaled dot products.
+    """
+    if reading is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if kwargs.get("softcap") is not None:
+        raise BadInput(f"{type(module).__name__} caps its attention scores (softcap): eq (3) does not hold there")
+    if kwargs.get("s_aux") is not None:
+        raise BadInput(f"{type(module).__name__} has attention sinks: eq (3) does not hold there")
+    reading.layers_seen.append(module.layer_idx)
+    return reading(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
+
+
+AttentionInterface.register("dream", attend)
+AttentionMaskInterface.register("dream", sdpa_mask)  # else padding would silently be ignored wherever reading is None
+
+
+def check_llm(llm, length):
+    """Raise BadInput, naming the architecture, unless eqs (3)-(5) are exact on `llm` for `length` tokens."""
+    config, kind = llm.config, llm.config.model_type
+    window = min(getattr(config, "sliding_window", None) or length, getattr(config, "attention_chunk_size", None) or length)
+    slides = any(t != "full_attention" for t in getattr(config, "layer_types", None) or ["sliding"])
+    if not getattr(llm, "_supports_attention_backend", False):
+        raise BadInput(f"{kind}: this architecture does not let its attention function be chosen; use Qwen2, Qwen3 or Llama")
+    if any(getattr(config, f"{where}_logit_softcapping", None) for where in ("attn", "final")):
+        raise BadInput(f"{kind}: soft-capped logits are not supported; use Qwen2, Qwen3 or Llama")
+    if any(name.endswith("sinks") for name, _ in llm.named_parameters()):
+        raise BadInput(f"{kind}: attention sinks are not supported; use Qwen2, Qwen3 or Llama")
+    if slides and window < length:
+        raise BadInput(f"{kind}: its sliding window of {window} tokens is shorter than the input of {length}")
+    if length > config.max_position_embeddings:
+        raise BadInput(f"the input has {length} tokens, the LLM's context holds {config.max_position_embeddings}: "
+                       "use fewer or shorter documents")
+
+
+def run(llm, reading, input_ids, positions, mask=None, **kwargs):
+    """One forward pass over a row of tokens (N,) with `reading` in place of every layer's attention."""
+    llm.set_attn_implementation("dream")
+    output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=mask, use_cache=False,
+                 reading=reading, **kwargs)
+    if reading.layers_seen != list(range(llm.config.num_hidden_layers)):
+        raise BadInput(f"{llm.config.model_type}: not every layer is plain attention; use Qwen2, Qwen3 or Llama")
+    return output
+
+
+def wide(x):
+    """At least float32: softmax and loss are never computed in half precision (float64 stays)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Reading:
+    """What replaces a layer's attention during one pass. __call__(layer, q, k, v, scaling) -> (1, H, N, d)."""
+
+    def __init__(self):
+        self.layers_seen = []
+
+
+# ------------------------------------------------------------------------------------------ reading the documents
+
+
+class ReadDocuments(Reading):
+    """Plain causal attention that keeps every layer's keys and values in `prefix`."""
+
+    def __init__(self, prefix):
+        super().__init__()
+        self.prefix = prefix
+
+    def __call__(self, layer, query, key, value, scaling):
+        self.prefix.keys.append(key)
+        self.prefix.values.append(value)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+
+
+@torch.no_grad()
+def prefill(llm, input_ids, document_of):
+    """Read the documents once; their rows never see the weights, so no graph is needed (exact, by causality).
+
+    input_ids: (1, L) long; document_of: (L,) long, k for tokens of document k, -1 elsewhere; documents are 0..K-1,
+    each with at least one token. Raises BadInput if the LLM is not supported or its context too short.
+    """
+    assert input_ids.shape == (1, document_of.numel()), "input_ids must be (1, L) and document_of (L,)"
+    check_llm(llm, document_of.numel())
+    K = int(document_of.max()) + 1
+    positions = [(document_of == k).nonzero().flatten() for k in range(K)]
+    assert K > 0 and all(len(p) for p in positions), "every document needs at least one token"
+    token_at = torch.nn.utils.rnn.pad_sequence(positions, batch_first=True)
+    lengths = torch.tensor([len(p) for p in positions], device=token_at.device)
+    present = torch.arange(token_at.shape[1], device=token_at.device) < lengths[:, None]
+    prefix = Prefix(document_of, token_at, present)
+    run(llm, ReadDocuments(prefix), input_ids[0], torch.arange(len(prefix), device=input_ids.device),
+        logits_to_keep=1)
+    return prefix
+
+
+def pack(prefix, input_ids, target_mask):
+    """(B, T) right-padded questions with targets -> Suffixes. Whatever follows a question's last target is padding."""
+    assert input_ids.shape == target_mask.shape, "input_ids and target_mask must both be (B, T)"
+    assert target_mask[:, 1:].any(1).all() and not target_mask[:, 0].any(), "targets must follow at least one token"
+    B, T = input_ids.shape
+    column = torch.arange(T, device=input_ids.device)
+    last = torch.where(target_mask, column, -1).amax(1, keepdim=True)  # (B, 1): the last target is never an input
+    inputs = column < last  # (B, T): the tokens that are read
+    question_of, position = inputs.nonzero(as_tuple=True)
+    predicts = target_mask.roll(-1, dims=1)[inputs].nonzero().flatten()
+    same = question_of[:, None] == question_of[None, :]  # (N, N)
+    own = same & (position[:, None] >= position[None, :])
+    documents = own.new_ones(len(question_of), len(prefix))
+    mask = torch.cat([documents, own], 1)[None, None]  # (1, 1, N, L + N)
+    return Suffixes(input_ids[inputs], question_of, len(prefix) + position, predicts, input_ids[target_mask], mask)
+
+
+# ------------------------------------------------------------------------------- which heads look at the document
+
+
+def grouped(query, key):
+    """Attention logits of all heads without copying shared keys: (H, R, d), (H_kv, C, d) -> (H, R, C), float32."""
+    H, R, d = query.shape
+    logits = query.reshape(key.shape[0], -1, d) @ key.transpose(1, 2)  # heads that share keys become rows
+    return wide(logits).view(H, R, -1)
+
+
+class ScoreHeads(Reading):
+    """Untouched attention that notes, per layer and head, the mass on each question's source document."""
+
+    def __init__(self, prefix, suffixes, source):
+        super().__init__()
+        self.prefix, self.suffixes, self.rows = prefix, suffixes, suffixes.predicts
+        question = suffixes.question_of[self.rows]  # (R,)
+        self.on_source = prefix.document_of[None, :] == source[question][:, None]  # (R, L)
+        rows_of = torch.bincount(question, minlength=len(source))
+        self.share = 1.0 / (rows_of[question] * len(source))  # (R,): mean over an example's rows, then over examples
+        self.scores = []
+
+    def __call__(self, layer, query, key, value, scaling):
+        key = torch.cat([self.prefix.keys[layer], key], 2)
+        value = torch.cat([self.prefix.values[layer], value], 2)
+        logits = grouped(query[0, :, self.rows], key[0]) * scaling
+        p = logits.masked_fill(~self.suffixes.mask[0, :, self.rows], -torch.inf).softmax(-1)  # (H, R, L + N)
+        mass = (p[..., : len(self.prefix)] * self.on_source).sum(-1)  # (H, R)
+        self.scores.append(mass @ self.share.to(mass))  # eq (6)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.suffixes.mask, scale=scaling, enable_gqa=True)
+
+
+@torch.no_grad()
+def score_heads(llm, prefix, input_ids, target_mask, source):
+    """Eq (6): (layers, heads) float32, the mean attention mass on the source document from rows that predict the target.
+
+    input_ids, target_mask: (B, T), right-padded; source: (B,) long, the index of each question's source document.
+    """
+    suffixes = pack(prefix, input_ids, target_mask)
+    check_llm(llm, int(suffixes.positions.max()) + 1)
+    reading = ScoreHeads(prefix, suffixes, source)
+    run(llm, reading, suffixes.input_ids, suffixes.positions, suffixes.mask, logits_to_keep=1)
+    return torch.stack(reading.scores)
+
+
+def select_heads(scores, n=16, choice="query", seed=0):
+    """(layers, heads) scores -> [(layer, head)]: the n best ("query"), n at random ("random") or "all".
+
+    >>> select_heads(torch.tensor([[.1, .9], [.8, .2]]), n=2)
+    [(0, 1), (1, 0)]
+    """
+    heads = [(layer, head) for layer in range(scores.shape[0]) for head in range(scores.shape[1])]
+    if choice == "random":
+        return random.Random(seed).sample(heads, n)
+    ranked = sorted(heads, key=lambda at: -scores[at].item())
+    return ranked if choice == "all" else ranked[:n]
+
+
+# ----------------------------------------------------------------------------------------- injecting the weights
+
+
+def read_documents(logits, values, prefix, weights):
+    """What heads bring back when `weights` say which document counts: eqs (3) and (4).
+
+    logits: (n, N, L) of n heads at N rows over the prefix, float32; values: (n, L, d); weights: (N, K) -> (n, N, d).
+    """
+    inside = logits[:, :, prefix.token_at].masked_fill(~prefix.present, -torch.inf).softmax(-1)  # (n, N, K, M)  # eq (3)
+    reading = inside * weights[:, :, None]  # eq (4): each document's attention sums to its weight
+    return reading.flatten(2).to(values) @ values[:, prefix.token_at.flatten()]  # absent tokens have no attention
+
+
+class Inject(Reading):
+    """Untouched attention in most heads; in the chosen ones the document weights decide, eqs (3) and (4)."""
+
+    def __init__(self, prefix, suffixes, weights, heads, budget):
+        super().__init__()
+        self.prefix, self.suffixes, self.budget = prefix, suffixes, budget
+        self.weights = None if heads is None else wide(weights)[suffixes.question_of]  # (B, K) -> (N, K)
+        self.heads_of = {}  # layer -> its injected heads
+        for layer, head in heads or []:
+            self.heads_of.setdefault(layer, []).append(head)
+
+    def __call__(self, layer, query, key, value, scaling):
+        key = torch.cat([self.prefix.keys[layer], key], 2)  # (1, H_kv, L + N, d)
+        value = torch.cat([self.prefix.values[layer], value], 2)
+        mask = self.suffixes.mask
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+        if layer not in self.heads_of:
+            return output
+        heads = torch.tensor(self.heads_of[layer], device=query.device)
+        shared = heads * key.shape[1] // query.shape[1]  # the key-value head that each of them uses
+        return output.index_copy(1, heads, self.inject(query[0, heads], key[0, shared], value[0, shared], scaling)[None])
+
+    def inject(self, q, k, v, scaling):
+        """q: (n, N, d); k, v: (n, L + N, d) -> (n, N, d)."""
+        L = len(self.prefix)
+        if self.budget == "documents":
+            logits = wide(q @ k[:, :L].transpose(1, 2)) * scaling
+            return read_documents(logits, v[:, :L], self.prefix, self.weights)
+        logits = wide(q @ k.transpose(1, 2)) * scaling  # (n, N, L + N)
+        p = logits.masked_fill(~self.suffixes.mask[0], -torch.inf).softmax(-1)
+        outside = torch.cat([self.prefix.document_of < 0, self.prefix.document_of.new_ones(p.shape[-1] - L).bool()])
+        mass = (p * ~outside).sum(-1, keepdim=True)  # (n, N, 1): m(t)
+        documents = read_documents(logits[..., :L], v[:, :L], self.prefix, self.weights)
+        return (p * outside).to(v) @ v + mass.to(v) * documents  # eq (4), budget="keep"
+
+
+def target_nll(llm, prefix, input_ids, target_mask, weights=None, heads=None, budget="documents"):
+    """Eqs (3)-(5): (B,) float32, each question's mean loss on its target tokens, differentiable in `weights`.
+
+    input_ids, target_mask: (B, T), right-padded, mask True on target tokens; weights: (B, K), rows sum to 1;
+    heads: [(layer, head)], None for the untouched LLM; budget: "documents" or "keep".
+    """
+    assert budget in ("documents", "keep"), f"budget is 'documents' or 'keep', not {budget!r}"
+    assert heads is None or weights.shape == (input_ids.shape[0], prefix.token_at.shape[0]), "weights must be (B, K)"
+    suffixes = pack(prefix, input_ids, target_mask)
+    check_llm(llm, int(suffixes.positions.max()) + 1)
+    reading = Inject(prefix, suffixes, weights, heads, budget)
+    logits = run(llm, reading, suffixes.input_ids, suffixes.positions, suffixes.mask,
+                 logits_to_keep=suffixes.predicts).logits[0]  # (R, vocabulary)
+    nll = F.cross_entropy(wide(logits), suffixes.targets, reduction="none")
+    question = suffixes.question_of[suffixes.predicts]
+    total = nll.new_zeros(len(input_ids)).index_add(0, question, nll)
+    return total / target_mask.sum(1)  # eq (5)

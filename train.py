@@ -1,0 +1,274 @@
+"""Train a retriever with nothing but a frozen language model's next-token loss: the loop of DREAM.
+
+    python train.py                                             # classroom/, SmolLM2-135M as retriever and as LLM
+    python train.py --backbone Qwen2-0.5B --data DIR --eval DIR,DIR --out runs/mine
+
+One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss -> step.
+
+    (1)  s_bk = e(q_b) . e(d_k)                cosine
+    (2)  w_bk = softmax_k( s_b / tau )         the documents of a pool compete
+
+`--objective infonce` trains the same encoder on the same pools with the source document as label, for comparison.
+Left out: checkpoints and resuming, several devices (see the README).
+"""
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from tqdm import tqdm
+
+from bm25 import BM25
+from data import BadInput, Prompts, load_collection, load_corpus, load_examples, make_pools
+from evaluate import command, evaluate, table
+from inject import check_llm, prefill, score_heads, select_heads, target_nll
+from model import Retriever, load_backbone, write_json
+
+
+def option(default, help, **more):
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclass
+class Config:
+    backbone: str = option("SmolLM2-135M", "the retriever's base: a short name (python model.py lists them), hub id, folder or .gguf")
+    llm: str = option("", "the frozen LLM that judges, if not the backbone itself")
+    data: str = option("classroom", "training folder with corpus.jsonl and train.jsonl")
+    eval: str = option("", "folders in BEIR layout, separated by commas; empty: the training folder, if it has judgments")
+    out: str = option("runs/dream", "where the retriever and the run's records are written")
+    objective: str = option("dream", "what trains the retriever", choices=("dream", "infonce"))
+    heads: int = option(16, "how many attention heads of the LLM are injected")
+    head_choice: str = option("query", "the heads that look at the source document, random ones, or all", choices=("query", "random", "all"))
+    head_examples: int = option(32, "examples on which heads are scored")
+    budget: str = option("documents", "an injected head reads documents alone, or keeps its attention elsewhere", choices=("documents", "keep"))
+    temperature: float = option(0.05, "tau of eq (2)")
+    pool: int = option(16, "K, candidate documents of a step")
+    questions: int = option(16, "B, questions of a step")
+    neighbours: int = option(4, "documents of a pool that stand together in the corpus file")
+    document_tokens: int = option(128, "documents are cut here in training")
+    steps: int = option(30, "optimiser steps")
+    lr: float = option(1e-3, "peak learning rate: linear warm-up, then cosine to zero")
+    warmup: float = option(0.1, "share of the steps that warm up")
+    clip: float = option(1.0, "largest gradient norm")
+    lora_rank: int = option(16, "r of LoRA")
+    lora_alpha: int = option(32, "alpha of LoRA; the update is scaled by alpha / r")
+    seed: int = option(0, "data, initialisation and random heads each draw their own numbers from it")
+    device: str = option("auto", "cpu, cuda or auto")
+    dtype: str = option("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16"))
+
+
+def parse(argv=None):
+    """Command line -> Config; one flag per field, strict."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for field in dataclasses.fields(Config):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, **field.metadata)
+    config = Config(**vars(parser.parse_args(argv)))
+    for name in ("heads", "head_examples", "temperature", "questions", "neighbours", "document_tokens", "steps", "lr",
+                 "clip", "lora_rank", "lora_alpha"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
+    if config.pool < 2 or not 0 <= config.warmup <= 1:
+        raise BadInput("--pool must be at least 2 and --warmup between 0 and 1")
+    return config
+
+
+# ------------------------------------------------------------------------------------------------------ objectives
+
+
+def dream_loss(run, pool, scores):
+    """DREAM: the frozen LLM's loss on the targets when the retriever's weights decide what its heads read."""
+    weights = F.softmax(scores / run.config.temperature, dim=-1)  # (B, K)  # eq (2)
+    with run.judge() as llm:
+        prefix, input_ids, target_mask = run.read(llm, pool)
+        return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads, run.config.budget).mean()
+
+
+def infonce_loss(run, pool, scores):
+    """InfoNCE (van den Oord et al. 2018): the source document is the label, the pool's others are negatives."""
+    return F.cross_entropy(scores / run.config.temperature, pool.source.to(scores.device))
+
+
+OBJECTIVES = {"dream": dream_loss, "infonce": infonce_loss}
+
+
+# ------------------------------------------------------------------------------------------------------------ a run
+
+
+class Run:
+    """One training run: everything that is loaded and checked before the first step."""
+
+    def __init__(self, config):
+        self.config = config
+        self.corpus, self.examples = load_corpus(config.data), load_examples(config.data)
+        folders = config.eval.split(",") if config.eval else [config.data] * (Path(config.data) / "qrels").is_dir()
+        self.collections = {Path(f).resolve().name: load_collection(f) for f in folders}
+        tokenizer, backbone = load_backbone(config.backbone, config.device, config.dtype)
+        self.retriever = Retriever(config.backbone, tokenizer, backbone)
+        self.retriever.add_lora(config.lora_rank, config.lora_alpha, seed=config.seed)
+        self.other = None  # an LLM of its own, if there is one
+        if config.llm and config.llm != config.backbone:
+            tokenizer, self.other = load_backbone(config.llm, config.device, config.dtype)
+        self.prompts = Prompts(tokenizer, config.document_tokens)
+        self.heads = None
+        if config.objective != "infonce":
+            self.check_context()
+
+    def judge(self):
+        """The frozen LLM, as a context: the retriever's own weights without adapters, or another model."""
+        return contextlib.nullcontext(self.other) if self.other else self.retriever.adapters_off()
+
+    def pools(self, seed):
+        c = self.config
+        return make_pools(self.examples, self.corpus, c.pool, c.questions, c.neighbours, seed)
+
+    def read(self, llm, pool):
+        """The LLM's side of a pool: its documents read once, its questions and targets as token ids."""
+        input_ids, document_of = self.prompts.context([self.corpus[d] for d in pool.documents])
+        prefix = prefill(llm, input_ids.to(llm.device), document_of.to(llm.device))
+        questions, target_mask = self.prompts.suffixes(pool.examples)
+        return prefix, questions.to(llm.device), target_mask.to(llm.device)
+
+    def check_context(self):
+        """Raise BadInput unless the longest pool that can come up fits the LLM; report documents that are cut."""
+        documents = [self.corpus[d] for d in dict.fromkeys(e.document for e in self.examples)]
+        lengths = sorted((self.prompts.context([d])[0].shape[1] for d in documents), reverse=True)
+        longest = sum(lengths[: self.config.pool]) + self.prompts.suffixes(self.examples)[0].shape[1]
+        with self.judge() as llm:
+            check_llm(llm, longest)
+        if self.prompts.truncated:
+            print(f"{len(self.prompts.truncated)} of {len(documents)} documents are longer than "
+                  f"{self.config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
+
+    def choose_heads(self):
+        """Eq (6) on the first pools of a stream of their own -> [(layer, head)] and the scores."""
+        scores, seen = 0, 0
+        with self.judge() as llm:
+            for pool in self.pools(self.config.seed + 1):
+                source = pool.source.to(llm.device)
+                scores = scores + score_heads(llm, *self.read(llm, pool), source) * len(source)
+                seen += len(source)
+                if seen >= self.config.head_examples:
+                    break
+        scores = scores / seen
+        if self.config.heads > scores.numel():
+            raise BadInput(f"--heads {self.config.heads}: the LLM has {scores.numel()}")
+        self.heads = select_heads(scores, self.config.heads, self.config.head_choice, self.config.seed)
+        return scores
+
+    def step(self, pool):
+        """One forward and backward pass -> the step's record; gradients are left in the adapters."""
+        c, retriever = self.config, self.retriever
+        query_emb = retriever.embed(retriever.tokenize([e.query for e in pool.examples], "query"))  # (B, D)
+        doc_emb = retriever.embed(retriever.tokenize([self.corpus[d] for d in pool.documents], "document", c.document_tokens))
+        scores = query_emb @ doc_emb.T  # (B, K)  # eq (1)
+        loss = OBJECTIVES[c.objective](self, pool, scores)
+        loss.backward()
+        source = pool.source.to(scores.device)
+        weights = F.softmax(scores.detach() / c.temperature, dim=-1)
+        return {
+            "loss": loss.item(),
+            "source_weight": weights.gather(1, source[:, None]).mean().item(),
+            "accuracy": (weights.argmax(1) == source).float().mean().item(),
+            "spread": 1 - doc_emb.detach().mean(0).square().sum().item(),  # 1 - |mean|^2: 0 when all vectors are one
+            "gradient_norm": torch.nn.utils.clip_grad_norm_(retriever.parameters(), c.clip).item(),
+        }
+
+
+def learning_rate(config, step):
+    """Linear warm-up over the first `warmup` of the steps, then half a cosine to zero; step counts from 0."""
+    warm = config.warmup * config.steps
+    if step < warm:
+        return config.lr * (step + 1) / (warm + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (config.steps - warm)))
+
+
+def train(run, log):
+    """The loop. log(record) is called once a step."""
+    config = run.config
+    optimizer = torch.optim.AdamW(run.retriever.parameters(), lr=config.lr, weight_decay=0.0)
+    pools = run.pools(config.seed)
+    bar = tqdm(range(config.steps), desc="training", unit="step")
+    for step in bar:
+        start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        record = run.step(next(pools))
+        optimizer.step()
+        optimizer.zero_grad()
+        log({"step": step + 1, **record, "lr": learning_rate(config, step), "seconds": time.perf_counter() - start})
+        bar.set_postfix(loss=f"{record['loss']:.3f}", source_weight=f"{record['source_weight']:.2f}")
+
+
+# --------------------------------------------------------------------------------------------------------- records
+
+
+def about_machine():
+    """What a figure depends on: versions, hardware, the commit."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "commit": git.stdout.strip() or None,
+    }
+
+
+def main(argv=None):
+    config = parse(argv)
+    changed = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(config, f.name)) != f.default}
+    print("train.py:", ", ".join(f"{k}={v}" for k, v in changed.items()) or "all defaults", flush=True)
+    seconds, clock = {}, time.perf_counter()
+
+    def lap(name):
+        nonlocal clock
+        seconds[name], clock = round(time.perf_counter() - clock, 2), time.perf_counter()
+
+    run = Run(config)
+    lap("load")
+    before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
+    lap("evaluate before")
+    out = Path(config.out)
+    if config.objective != "infonce":
+        scores = run.choose_heads()
+        lap("choose heads")
+    out.mkdir(parents=True, exist_ok=True)
+    if run.heads:
+        write_json(out / "heads.json", {"heads": run.heads, "scores": scores.tolist()})
+    curve = []
+    with open(out / "metrics.jsonl", "w") as file:
+        def log(record):
+            curve.append(record)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        train(run, log)
+    lap("train")
+    run.retriever.save(out)
+    after = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
+    lap("evaluate after")
+    bm25 = {name: evaluate(BM25(), c) for name, c in run.collections.items()}
+    lap("evaluate bm25")
+    write_json(out / "result.json", {
+        "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": seconds,
+        **about_machine(), "command": shlex.join(["python", "train.py", *(argv or sys.argv[1:])]), "curve": curve})
+    rows = {f"{name} {label}": values[name] for name in run.collections
+            for label, values in (("BM25", bm25), ("before", before), ("after", after))}
+    if rows:
+        print(table(rows))
+    print(f"saved in {out}; try: python evaluate.py --model {out} --data {config.data}")
+
+
+if __name__ == "__main__":
+    command(main)
