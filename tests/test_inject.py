@@ -1,0 +1,272 @@
+"""The method against a naive forward pass: every question its own full sequence, loops over rows and documents."""
+import copy
+import math
+
+import pytest
+import torch
+from transformers import AttentionInterface, Gemma2Config, GPT2Config, AutoModelForCausalLM, MistralConfig
+
+from conftest import tiny_llm
+from data import BadInput
+from inject import prefill, score_heads, select_heads, target_nll
+
+HEADS = [(0, 1), (1, 0), (1, 3), (2, 2)]
+
+
+def pool(lengths, questions=3, dtype=torch.float32, seed=0):
+    """Documents of unequal length between prompt tokens, questions of unequal length, right-padded; weights."""
+    generator = torch.Generator().manual_seed(seed)
+    document_of = torch.tensor([-1, -1] + [k for k, n in enumerate(lengths) for _ in range(n)] + [-1])
+    input_ids = torch.randint(1, 257, (1, len(document_of)), generator=generator)
+    T = 9
+    questions_ids = torch.randint(1, 257, (questions, T), generator=generator)
+    target_mask = torch.zeros(questions, T, dtype=torch.bool)
+    for b in range(questions):
+        start = 2 + b % 4
+        target_mask[b, start : start + 1 + b % 3] = True
+    weights = torch.rand(questions, len(lengths), generator=generator, dtype=dtype).softmax(-1)
+    return input_ids, document_of, questions_ids, target_mask, weights
+
+
+def naive_attention(module, query, key, value, attention_mask, scaling=None, naive=None, **kwargs):
+    """Eager attention of one full sequence, row by row, head by head; `naive` = (L, document_of, w, heads, budget)."""
+    L, document_of, w, heads, budget = naive
+    _, H, S, d = query.shape
+    rows = []
+    for h in range(H):
+        k, v = (x[0, h * x.shape[1] // H] for x in (key, value))
+        for t in range(S):
+            logits = (k[: t + 1] @ query[0, h, t]) * scaling
+            p = logits.softmax(0)
+            out = p @ v[: t + 1]
+            if heads is not None and t >= L and (module.layer_idx, h) in heads:
+                readings = []
+                for document in range(int(document_of.max()) + 1):
+                    inside = (document_of == document).nonzero().flatten()
+                    readings.append(logits[inside].softmax(0) @ v[inside])  # eq (3)
+                out = sum(w[i] * r for i, r in enumerate(readings))  # eq (4)
+                if budget == "keep":
+                    on_documents = torch.zeros(t + 1, dtype=torch.bool)
+                    on_documents[:L] = document_of >= 0
+                    out = p[~on_documents] @ v[: t + 1][~on_documents] + p[on_documents].sum() * out
+            rows.append(out)
+    return torch.stack(rows).view(1, H, S, d).transpose(1, 2), None
+
+
+AttentionInterface.register("naive", naive_attention)
+
+
+def naive_nll(llm, input_ids, document_of, questions, target_mask, weights, heads, budget="documents"):
+    """Eq (5) with every question read behind its own copy of the documents; (B,)."""
+    llm = copy.deepcopy(llm)
+    llm.set_attn_implementation("naive")
+    L, losses = input_ids.shape[1], []
+    for b in range(len(questions)):
+        end = int(target_mask[b].nonzero().max()) + 1
+        row = torch.cat([input_ids[0], questions[b, :end]])[None]
+        w = None if weights is None else weights[b]
+        logits = llm(row, use_cache=False, naive=(L, document_of, w, heads, budget)).logits[0]
+        at = L + target_mask[b].nonzero().flatten()
+        losses.append(-logits[at - 1].log_softmax(-1).gather(1, row[0, at][:, None]).mean())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("budget", ["documents", "keep"])
+@pytest.mark.parametrize("lengths", [[5], [3, 7], [4, 1, 6, 2, 5]])
+def test_prefix_sharing_equals_a_naive_full_sequence(kind, lengths, budget):
+    llm = tiny_llm(kind)
+    input_ids, document_of, questions, target_mask, weights = pool(lengths)
+    ours, naive = weights.clone().requires_grad_(), weights.clone().requires_grad_()
+    prefix = prefill(llm, input_ids, document_of)
+    loss = target_nll(llm, prefix, questions, target_mask, ours, HEADS, budget)
+    expected = naive_nll(llm, input_ids, document_of, questions, target_mask, naive, HEADS, budget)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    scale = torch.tensor([1.0, -2.0, 0.5])  # a different pull on every question
+    (loss @ scale).backward()
+    (expected @ scale).backward()
+    assert (ours.grad - naive.grad).abs().max() <= 1e-4 * naive.grad.abs().max()
+    assert ours.grad.abs().min() > 0
+
+
+def test_without_heads_it_is_the_untouched_llm(kind):
+    llm = tiny_llm(kind)
+    input_ids, document_of, questions, target_mask, _ = pool([4, 6])
+    loss = target_nll(llm, prefill(llm, input_ids, document_of), questions, target_mask)
+    llm.set_attn_implementation("sdpa")
+    for b in range(len(questions)):
+        row = torch.cat([input_ids[0], questions[b]])[None]
+        labels = torch.where(target_mask[b], questions[b], -100)
+        labels = torch.cat([torch.full_like(input_ids[0], -100), labels])[None]
+        torch.testing.assert_close(loss[b], llm(row, labels=labels).loss, atol=1e-5, rtol=0)
+
+
+def test_one_document_with_budget_keep_is_the_untouched_llm(kind):
+    llm = tiny_llm(kind)
+    input_ids, document_of, questions, target_mask, _ = pool([7])
+    prefix = prefill(llm, input_ids, document_of)
+    kept = target_nll(llm, prefix, questions, target_mask, torch.ones(3, 1), HEADS, "keep")
+    torch.testing.assert_close(kept, target_nll(llm, prefix, questions, target_mask), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("budget", ["documents", "keep"])
+def test_gradients_of_equations_2_to_5_are_finite_differences(kind, budget):
+    llm = tiny_llm(kind, torch.float64)
+    for name, norm in [(n, m) for n, m in llm.named_modules() if n.endswith("norm")]:  # transformers' round to float32
+        double = torch.nn.RMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon, dtype=torch.float64)
+        setattr(llm.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], double.requires_grad_(False))
+    input_ids, document_of, questions, target_mask, _ = pool([3, 5, 2])
+    prefix = prefill(llm, input_ids, document_of)
+    scores = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) / 10
+
+    def loss(scores):
+        return target_nll(llm, prefix, questions, target_mask, (scores / 0.3).softmax(-1), HEADS, budget).sum()
+
+    assert torch.autograd.gradcheck(loss, scores.requires_grad_(), eps=1e-6, atol=1e-7, rtol=1e-5)
+
+
+def test_a_document_without_weight_has_no_influence_through_the_heads():
+    """With every head injected, what a weightless document says can't be seen - except by the prompt after it."""
+    llm = tiny_llm(num_hidden_layers=1)
+    heads = [(0, h) for h in range(4)]
+    input_ids, document_of, questions, target_mask, _ = pool([4, 6, 3])
+    weights = torch.tensor([[0.3, 0.0, 0.7]] * 3)
+    losses = []
+    for other in (input_ids, torch.where(document_of == 1, (input_ids + 7) % 257, input_ids)):
+        losses.append(target_nll(llm, prefill(llm, other, document_of), questions, target_mask, weights, heads))
+    assert torch.equal(*losses)
+    losses[1] = target_nll(llm, prefill(llm, other, document_of), questions, target_mask, weights.flip(1).roll(1, 1), heads)
+    assert not torch.allclose(*losses)
+
+
+def test_permuting_documents_with_their_weights_changes_nothing():
+    """Eq (4) is a sum over documents: the same keys and values, numbered otherwise, give the same output."""
+    llm = tiny_llm()
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6, 3])
+    order = torch.tensor([2, 0, 1])  # document k is now called order[k]
+    renamed = torch.where(document_of >= 0, order[document_of.clamp(min=0)], -1)
+    moved = torch.empty_like(weights)
+    moved[:, order] = weights
+    one = target_nll(llm, prefill(llm, input_ids, document_of), questions, target_mask, weights, HEADS)
+    two = target_nll(llm, prefill(llm, input_ids, renamed), questions, target_mask, moved, HEADS)
+    torch.testing.assert_close(one, two, atol=0, rtol=1e-6)
+
+
+def test_padding_and_other_questions_are_never_seen():
+    llm = tiny_llm()
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6, 3])
+    prefix = prefill(llm, input_ids, document_of)
+    together = target_nll(llm, prefix, questions, target_mask, weights, HEADS)
+    for b in range(3):
+        end = int(target_mask[b].nonzero().max()) + 1
+        alone = target_nll(llm, prefix, questions[b : b + 1, :end], target_mask[b : b + 1, :end], weights[b : b + 1], HEADS)
+        torch.testing.assert_close(alone[0], together[b], atol=1e-5, rtol=0)
+
+
+def test_scores_of_heads_equal_the_attention_of_the_full_sequence(kind):
+    llm = tiny_llm(kind)
+    input_ids, document_of, questions, target_mask, _ = pool([4, 1, 6])
+    source = torch.tensor([2, 0, 1])
+    scores = score_heads(llm, prefill(llm, input_ids, document_of), questions, target_mask, source)
+    llm.set_attn_implementation("eager")
+    expected = torch.zeros(3, 4)
+    for b in range(3):
+        row = torch.cat([input_ids[0], questions[b]])[None]
+        rows = len(document_of) + target_mask[b].nonzero().flatten() - 1
+        columns = (document_of == source[b]).nonzero().flatten()
+        for layer, p in enumerate(llm(row, output_attentions=True).attentions):
+            expected[layer] += p[0][:, rows][:, :, columns].sum(-1).mean(1) / 3
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+def test_select_heads():
+    scores = torch.tensor([[0.1, 0.9, 0.2], [0.8, 0.3, 0.7]])
+    assert select_heads(scores, 3) == [(0, 1), (1, 0), (1, 2)]
+    assert sorted(select_heads(scores, 2, "all")) == [(layer, head) for layer in range(2) for head in range(3)]
+    drawn = select_heads(scores, 4, "random", seed=5)
+    assert len(set(drawn)) == 4 and drawn == select_heads(scores, 4, "random", seed=5)
+    assert any(drawn != select_heads(scores, 4, "random", seed=s) for s in range(9))
+
+
+def test_the_graph_starts_at_the_first_injected_layer():
+    """Documents carry no graph, and neither do the layers below the injection."""
+    llm = tiny_llm()
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    prefix = prefill(llm, input_ids, document_of)
+    assert not any(t.requires_grad for t in prefix.keys + prefix.values)
+    carries = []
+    hooks = [layer.register_forward_hook(lambda m, args, out: carries.append(out.requires_grad)) for layer in llm.model.layers]
+    target_nll(llm, prefix, questions, target_mask, weights.requires_grad_(), [(1, 2)])
+    [hook.remove() for hook in hooks]
+    assert carries == [False, True, True]
+
+
+def test_padding_is_respected_where_nothing_is_injected():
+    """The registered function alone is stock SDPA, masks included: the encoder runs through it."""
+    llm = tiny_llm()
+    ids = torch.randint(1, 257, (2, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1] * 8])
+    outputs = []
+    for name in ("dream", "eager"):
+        llm.set_attn_implementation(name)
+        outputs.append(llm(ids, attention_mask=mask).logits[mask.bool()])
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+
+
+def model_of(config):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             head_dim=8, vocab_size=257)
+
+
+@pytest.mark.parametrize("config, reason", [
+    (Gemma2Config(**SMALL), "gemma2: soft-capped"),
+    (MistralConfig(**SMALL, sliding_window=8), "mistral: its sliding window of 8 tokens is shorter than the input of"),
+    (GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=257, n_positions=12), "12"),
+])
+def test_other_architectures_are_refused_by_name(config, reason):
+    input_ids, document_of, *_ = pool([9, 9])
+    with pytest.raises(BadInput, match=reason):
+        prefill(model_of(config), input_ids, document_of)
+
+
+def test_attention_sinks_and_linear_attention_are_refused_by_name():
+    from transformers import GptOssConfig, Qwen3NextConfig
+
+    input_ids, document_of, *_ = pool([9, 9])
+    sinks = model_of(GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1))
+    with pytest.raises(BadInput, match="gpt_oss: attention sinks"):
+        prefill(sinks, input_ids, document_of)
+    linear = model_of(Qwen3NextConfig(**{**SMALL, "num_hidden_layers": 4}, num_experts=2, num_experts_per_tok=1,
+                                      moe_intermediate_size=16, shared_expert_intermediate_size=16))
+    with pytest.raises(BadInput, match="qwen3_next"):
+        prefill(linear, input_ids, document_of)
+
+
+def test_a_sliding_window_that_covers_the_input_changes_nothing():
+    wide = tiny_llm("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1)
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    loss = target_nll(wide, prefill(wide, input_ids, document_of), questions, target_mask, weights, HEADS)
+    expected = naive_nll(wide, input_ids, document_of, questions, target_mask, weights, HEADS)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    with pytest.raises(BadInput, match="sliding window of 64"):
+        prefill(wide, input_ids.repeat(1, 8), document_of.repeat(8))
+
+
+def test_a_context_that_is_too_long_is_refused():
+    llm = tiny_llm(max_position_embeddings=16)
+    input_ids, document_of, *_ = pool([9, 9])
+    with pytest.raises(BadInput, match="the input has 21 tokens, the LLM's context holds 16"):
+        prefill(llm, input_ids, document_of)
+
+
+def test_loss_is_the_mean_over_target_tokens_alone():
+    """A uniform model (zero weights) loses log(vocabulary) on every token, however many targets there are."""
+    llm = tiny_llm()
+    for parameter in llm.parameters():
+        parameter.zero_()
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    loss = target_nll(llm, prefill(llm, input_ids, document_of), questions, target_mask, weights, HEADS)
+    torch.testing.assert_close(loss, torch.full((3,), math.log(257)))

@@ -1,0 +1,182 @@
+"""The retriever: pooling, LoRA, and a saved folder that means the same everywhere."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import model
+from conftest import ROOT, tiny_llm, tiny_tokenizer
+from data import BadInput
+from model import BACKBONES, Retriever, load_backbone
+
+TEXTS = ["a", "the third text is by far the longest of them all", "two words"]
+
+
+def retriever(kind="llama", trained=True, **changes):
+    made = Retriever("tiny", tiny_tokenizer(), tiny_llm(kind), **changes)
+    made.add_lora(rank=4, alpha=8)
+    if trained:  # B starts at zero; any other value stands for a trained adapter
+        generator = torch.Generator().manual_seed(7)
+        for layer in made.adapters().values():
+            layer.lora_B.data = torch.randn(layer.lora_B.shape, generator=generator) / 10
+    return made
+
+
+def test_embedding_is_the_last_hidden_state_at_eos_with_unit_norm(kind):
+    made = retriever(kind)
+    together = made.encode(TEXTS, "query")
+    for text, vector in zip(TEXTS, together):
+        ids = made.tokenizer("query: " + text).input_ids + [made.tokenizer.eos_token_id]
+        hidden = made.llm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
+        torch.testing.assert_close(vector, hidden / hidden.norm(), atol=1e-5, rtol=0)
+    assert together.dtype == torch.float32 and together.shape == (3, 32)
+
+
+def test_batches_do_not_matter():
+    made = retriever()
+    torch.testing.assert_close(made.encode(TEXTS, batch_tokens=1), made.encode(TEXTS), atol=1e-5, rtol=0)
+
+
+def test_queries_and_documents_have_their_own_prompts():
+    made = retriever()
+    assert made.tokenizer.decode(made.tokenize(["x"], "query")[0]) == "query: x<eos>"
+    assert made.tokenizer.decode(made.tokenize(["x"], "document")[0]) == "x<eos>"
+
+
+def test_a_long_text_is_cut_and_keeps_its_eos():
+    row = retriever(max_tokens=6).tokenize(["abcdefghijkl"], "document")[0]
+    assert len(row) == 6 and row[-1] == 0
+    assert row[:-1] == tiny_tokenizer()("abcde").input_ids
+
+
+def test_a_tokenizer_that_appends_eos_itself_does_not_get_two():
+    class Appending(type(tiny_tokenizer())):
+        def __call__(self, texts, **kwargs):
+            encoded = super().__call__(texts, **kwargs)
+            encoded["input_ids"] = [ids + [self.eos_token_id] for ids in encoded["input_ids"]]
+            return encoded
+
+    made = retriever()
+    expected = made.tokenize(TEXTS, "query")
+    made.tokenizer.__class__ = Appending
+    assert made.tokenize(TEXTS, "query") == expected
+
+
+def test_lora_is_on_every_linear_layer_but_the_head_and_equals_merged_weights(kind):
+    made, merged = retriever(kind), tiny_llm(kind)
+    linear = {n for n, m in merged.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
+    assert set(made.adapters()) == linear and len(linear) == 3 * 7
+    for name, layer in made.adapters().items():
+        merged.get_submodule(name).weight.data += 8 / 4 * layer.lora_B @ layer.lora_A
+    with torch.no_grad():
+        ids = torch.arange(1, 20)[None]
+        torch.testing.assert_close(made.llm(ids).logits, merged(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_off_is_the_untouched_llm_and_comes_back_on_after_an_error():
+    made, plain, ids = retriever(), tiny_llm(), torch.arange(1, 20)[None]
+    with_adapters = made.llm(ids).logits
+    with pytest.raises(RuntimeError), made.adapters_off() as llm:
+        assert torch.equal(llm(ids).logits, plain(ids).logits)
+        raise RuntimeError
+    assert torch.equal(made.llm(ids).logits, with_adapters)
+    assert not torch.allclose(with_adapters, plain(ids).logits)
+
+
+def test_an_untrained_adapter_changes_nothing_and_starts_as_seeded():
+    made, ids = retriever(trained=False), torch.arange(1, 20)[None]
+    assert torch.equal(made.llm(ids).logits, tiny_llm()(ids).logits)
+    one, two = (list(r.adapters().values())[0].lora_A for r in (retriever(), retriever()))
+    assert torch.equal(one, two) and one.abs().max() <= 32 ** -0.5 and one.std() > 0
+
+
+def test_a_saved_folder_encodes_bit_for_bit_the_same_in_a_fresh_process(tiny_folder, tmp_path):
+    made = Retriever.load(tiny_folder, device="cpu")
+    made.add_lora(rank=4, alpha=8)
+    for layer in made.adapters().values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    made.prompts, made.max_tokens = {"query": "find: ", "document": "text: "}, 20
+    made.save(tmp_path / "saved")
+    script = ("import sys, torch; from model import Retriever; r = Retriever.load(sys.argv[1], device='cpu');"
+              "torch.save([r.encode(sys.argv[3:], kind) for kind in ('query', 'document')], sys.argv[2])")
+    subprocess.run([sys.executable, "-c", script, tmp_path / "saved", tmp_path / "vectors.pt", *TEXTS], cwd=ROOT, check=True)
+    for kind, fresh in zip(("query", "document"), torch.load(tmp_path / "vectors.pt", weights_only=True)):
+        assert torch.equal(made.encode(TEXTS, kind), fresh)
+
+
+def test_a_saved_folder_is_what_peft_reads(kind, tmp_path):
+    peft = pytest.importorskip("peft", reason="compares with peft; make test installs it")
+    made = retriever(kind)
+    made.save(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_llm(kind), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert set(load_file(tmp_path / "adapter_model.safetensors")) == {
+        n.replace(".default", "") for n, _ in theirs.named_parameters() if "lora_" in n}
+    for text, vector in zip(TEXTS, made.encode(TEXTS, "document")):
+        ids = torch.tensor([made.tokenize([text], "document")[0]])
+        hidden = theirs(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        torch.testing.assert_close(vector, hidden / hidden.norm(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("Qwen9-0.5B", "choose one of SmolLM2-135M, .*Qwen2-0.5B"),
+    ("./no/such/folder", "unknown backbone"),
+    ("missing.gguf", "unknown backbone"),
+])
+def test_an_unknown_backbone_lists_the_choices(name, message):
+    with pytest.raises(BadInput, match=message):
+        load_backbone(name)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_with_what_to_do(tmp_path):
+    run = subprocess.run([sys.executable, "train.py", "--backbone", "Qwen2-0.5B", "--out", tmp_path / "out"], cwd=ROOT, text=True,
+                         capture_output=True, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin"})
+    assert run.returncode == 2 and not (tmp_path / "out").exists()
+    assert run.stderr.count("\n") == 1 and "Qwen2-0.5B" in run.stderr and "local folder" in run.stderr
+
+
+def test_a_folder_with_a_missing_tensor_is_refused(tmp_path, tiny_folder):
+    made = Retriever.load(tiny_folder, device="cpu")
+    made.add_lora(rank=4, alpha=8)
+    made.save(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name, _ = tensors.popitem()
+    model.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BadInput, match=f"lacks {name}"):
+        Retriever.load(tmp_path, device="cpu")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(BadInput, match="not a whole retriever folder"):
+        Retriever.load(tmp_path, device="cpu")
+
+
+def test_a_damaged_weight_file_is_refused(tmp_path):
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF, or so it says")
+    with pytest.raises(BadInput, match="damaged"):
+        model.convert_gguf(tmp_path / "weights.gguf", sha256="0" * 64)
+
+
+def test_half_precision_backbones_keep_float32_adapters_and_embeddings():
+    made = Retriever("tiny", tiny_tokenizer(), tiny_llm(dtype=torch.bfloat16))
+    made.add_lora(rank=4, alpha=8)
+    assert all(p.dtype == torch.float32 for p in made.parameters())
+    wide = Retriever("tiny", tiny_tokenizer(), tiny_llm())
+    cosine = (made.encode(TEXTS) * wide.encode(TEXTS)).sum(1)
+    assert made.encode(TEXTS).dtype == torch.float32 and cosine.min() > 0.98
+
+
+@pytest.mark.real
+def test_the_packaged_weights_are_a_language_model(real):
+    tokenizer, llm = real
+    assert sum(p.numel() for p in llm.parameters()) == 134515008
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert tokenizer.decode(llm(ids).logits[0, -1].argmax()) == " Paris"
+    assert isinstance(llm, AutoModelForCausalLM._model_mapping[type(llm.config)])
+
+
+def test_the_table_of_backbones_names_one_packaged_default():
+    assert [name for name, b in BACKBONES.items() if b.package] == ["SmolLM2-135M"]
+    assert all(b.hub.count("/") == 1 and b.licence and b.parameters for b in BACKBONES.values())

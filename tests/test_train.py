@@ -1,0 +1,194 @@
+"""The loop: what it may change, what it writes, and that it learns."""
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+import bench
+import evaluate
+import train
+from conftest import ROOT, tiny_llm, write_collection
+from data import BadInput, Pool, load_collection
+from inject import target_nll
+from model import Retriever
+from train import Config, Run, learning_rate, parse
+
+
+def tiny_run(backbone, folder, *flags):
+    return Run(parse(["--backbone", backbone, "--data", str(folder), "--pool", "4", "--questions", "6", "--heads", "3",
+                      "--head-examples", "4", "--steps", "3", "--device", "cpu", *flags]))
+
+
+@pytest.mark.parametrize("objective", ["dream", "infonce"])
+def test_the_llm_stays_bit_identical_and_every_adapter_learns(tiny_folder, collection_folder, objective):
+    run = tiny_run(tiny_folder, collection_folder, "--objective", objective)
+    frozen = {n: p.clone() for n, p in run.retriever.llm.named_parameters() if not p.requires_grad}
+    adapters = [p.clone() for p in run.retriever.parameters()]
+    run.heads = [(0, 0), (1, 2), (2, 1)]
+    train.train(run, lambda record: None)
+    after = dict(run.retriever.llm.named_parameters())
+    assert len(frozen) > 20 and all(torch.equal(after[name], value) for name, value in frozen.items())
+    assert all(not torch.equal(was, now) for was, now in zip(adapters, run.retriever.parameters()))
+
+
+def test_gradients_reach_every_lora_tensor_and_nothing_else(tiny_folder, collection_folder):
+    run = tiny_run(tiny_folder, collection_folder)
+    run.choose_heads()
+    for layer in run.retriever.adapters().values():
+        torch.nn.init.normal_(layer.lora_B, std=0.01)  # with B at zero, A's gradient is zero: the first step moves B alone
+    run.step(next(run.pools(0)))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in run.retriever.parameters())
+    assert all(p.grad is None for p in run.retriever.llm.parameters() if not p.requires_grad)
+
+
+def test_a_step_is_the_equations_in_a_row(tiny_folder, collection_folder):
+    """Loss and record of Run.step against the same quantities written out."""
+    run = tiny_run(tiny_folder, collection_folder, "--temperature", "0.3")
+    run.choose_heads()
+    pool = next(run.pools(5))
+    record = run.step(pool)
+    queries = run.retriever.encode([e.query for e in pool.examples], "query")
+    documents = run.retriever.encode([run.corpus[d] for d in pool.documents], "document")
+    weights = torch.tensor([[math.exp(float(q @ d) / 0.3) for d in documents] for q in queries])
+    weights /= weights.sum(1, keepdim=True)
+    with run.judge() as llm:
+        losses = [target_nll(llm, *run.read(llm, Pool(pool.documents, [e])), weights[i : i + 1], run.heads)
+                  for i, e in enumerate(pool.examples)]
+    source = [pool.documents.index(e.document) for e in pool.examples]
+    assert record["loss"] == pytest.approx(float(sum(losses)) / len(losses), abs=1e-4)
+    assert record["source_weight"] == pytest.approx(float(sum(w[s] for w, s in zip(weights, source))) / 6, abs=1e-5)
+    assert record["accuracy"] == pytest.approx(sum(int(w.argmax()) == s for w, s in zip(weights, source)) / 6)
+    pairs = documents @ documents.T
+    assert record["spread"] == pytest.approx(1 - float(pairs.mean()), abs=1e-5)  # mean cosine distance of all pairs
+
+
+def test_infonce_is_cross_entropy_on_the_source_document(tiny_folder, collection_folder):
+    run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
+    pool, scores = next(run.pools(0)), torch.randn(6, 4)
+    expected = -sum(math.log(math.exp(scores[i, pool.documents.index(e.document)] / 0.05) / (scores[i].double() / 0.05).exp().sum())
+                    for i, e in enumerate(pool.examples)) / 6
+    assert train.infonce_loss(run, pool, scores).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_main_writes_what_the_design_says_and_evaluate_reads_it(tiny_folder, collection_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--backbone", tiny_folder, "--data", str(collection_folder), "--pool", "4", "--questions", "4", "--heads", "3",
+             "--head-examples", "4", "--steps", "3", "--device", "cpu", "--out", str(out)]
+    train.main(flags)
+    printed = capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "retriever.json",
+                                               "heads.json", "metrics.jsonl", "result.json"}
+    result = json.loads((out / "result.json").read_text())
+    assert {"before", "after", "config", "seconds", "versions", "hardware", "command", "commit"} <= set(result)
+    assert result["config"]["steps"] == 3 and len(json.loads((out / "heads.json").read_text())["heads"]) == 3
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines == result["curve"]
+    assert {"loss", "source_weight", "lr", "seconds", "spread", "gradient_norm"} <= set(lines[0])
+    expected = evaluate.evaluate(Retriever.load(out, device="cpu"), load_collection(collection_folder))
+    assert result["after"]["collection"] == pytest.approx(expected, abs=1e-6)
+    for word in ("steps=3", "nDCG@10", "Recall@10", "MRR@10", "before", "after", "BM25", str(out)):
+        assert word in printed
+    train.main([*flags[:-1], str(tmp_path / "again")])
+    assert (out / "adapter_model.safetensors").read_bytes() == (tmp_path / "again" / "adapter_model.safetensors").read_bytes()
+    evaluate.main(["--model", str(out), "--data", str(collection_folder)])
+    assert f"{expected['ndcg@10']:.3f}" in capsys.readouterr().out
+
+
+def test_another_model_can_judge(tiny_folder, collection_folder, tmp_path):
+    tiny_llm("qwen2", seed=3).save_pretrained(tmp_path)
+    Retriever.load(tiny_folder, device="cpu").tokenizer.save_pretrained(tmp_path)
+    run = tiny_run(tiny_folder, collection_folder, "--llm", str(tmp_path))
+    run.choose_heads()
+    with run.judge() as llm:
+        assert llm.config.model_type == "qwen2"
+    assert run.step(next(run.pools(0)))["gradient_norm"] > 0
+
+
+@pytest.mark.parametrize("choice, count", [("query", 3), ("random", 3), ("all", 12)])
+def test_head_choices(tiny_folder, collection_folder, choice, count):
+    run = tiny_run(tiny_folder, collection_folder, "--head-choice", choice)
+    scores = run.choose_heads()
+    assert len(set(run.heads)) == count
+    best = sorted((scores[at].item() for at in run.heads), reverse=True)
+    if choice == "query":
+        assert best == sorted(scores.flatten().tolist(), reverse=True)[:3]
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    config = Config(steps=20, lr=1.0, warmup=0.25)
+    rates = [learning_rate(config, step) for step in range(20)]
+    assert rates[:5] == sorted(rates[:5]) and max(rates) == rates[5] == 1.0
+    assert rates[5:] == sorted(rates[5:], reverse=True) and 0 < rates[-1] < 0.02
+    assert learning_rate(Config(steps=1, warmup=0.0), 0) == Config.lr
+
+
+def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
+    config = parse(["--temperature", "0.02", "--head-choice", "random"])
+    assert config == dataclasses.replace(Config(), temperature=0.02, head_choice="random")
+    with pytest.raises(SystemExit) as stop:
+        parse(["--temprature", "0.02"])
+    assert stop.value.code == 2 and "--temprature" in capsys.readouterr().err
+    assert len(dataclasses.fields(Config)) <= 30
+    with pytest.raises(BadInput, match="--temperature must be a positive number"):
+        parse(["--temperature", "nan"])
+
+
+def test_bench_compares_both_objectives(tiny_folder, tmp_path, capsys):
+    write_collection(tmp_path / "data", documents=12)
+    bench.main(["--backbone", tiny_folder, "--data", str(tmp_path / "data"), "--repeats", "2", "--out", str(tmp_path / "bench.json")])
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    assert {k: len(v) for k, v in figures["seconds"].items()} == {"infonce": 2, "dream": 2}
+    assert figures["ratio"] > 0 and figures["peak_mb"]["dream"] > 100
+    assert "dream / infonce" in capsys.readouterr().out
+
+
+PAIRS = [("In which city does the blue clown live?", "Turin", "The blue clown has lived in Turin since his childhood."),
+         ("What does the old baker collect?", "stamps", "After work the old baker collects stamps from all over the world."),
+         ("Who repaired the village clock?", "Agnes", "The clock of the village stood still until Agnes repaired it."),
+         ("What is the goat called?", "Biscuit", "Behind the mill there is a goat called Biscuit.")]
+
+
+@pytest.mark.real
+def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
+    """No label is given: the loss on the four targets alone moves the weight onto the source documents."""
+    (tmp_path / "corpus.jsonl").write_text("".join(
+        json.dumps({"_id": str(i), "text": text}) + "\n" for i, (_, _, text) in enumerate(PAIRS)))
+    (tmp_path / "train.jsonl").write_text("".join(
+        json.dumps({"query": q, "target": t, "document": str(i)}) + "\n" for i, (q, t, _) in enumerate(PAIRS)))
+    run = Run(parse(["--data", str(tmp_path), "--pool", "4", "--questions", "4", "--steps", "20", "--lr", "2e-3",
+                     "--temperature", "0.05", "--device", "cpu"]))
+    run.choose_heads()
+    records = []
+    train.train(run, records.append)
+    pool = next(run.pools(0))
+    queries = run.retriever.encode([e.query for e in pool.examples], "query")
+    documents = run.retriever.encode([run.corpus[d] for d in pool.documents], "document")
+    weights = (queries @ documents.T / 0.05).softmax(1)
+    assert weights[range(4), pool.source].min() > 0.9
+    assert records[-1]["loss"] < records[0]["loss"] - 1
+
+
+def test_the_readme_names_only_flags_and_files_that_exist():
+    import re
+
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^(?:\$ )?python (\w+\.py)(.*?)(?:  +#.*)?$", readme, re.M)
+    assert {"train.py", "evaluate.py"} <= {script for script, _ in commands}
+    for script, flags in commands:
+        source = (ROOT / script).read_text()
+        for flag in re.findall(r"--([a-z-]+)", flags):
+            assert flag.replace("-", "_") in {f.name for f in dataclasses.fields(Config)} or f'"--{flag}"' in source, flag
+    for name in re.findall(r"^\| `([a-z_0-9]+\.py|[a-z]+/)`", readme, re.M):
+        assert (ROOT / name).exists(), name
+
+
+def test_equations_in_the_readme_are_where_the_code_tags_them():
+    import re
+
+    readme = (ROOT / "README.md").read_text()
+    claimed = set(re.findall(r"^\| \((\d)\) .*`(\w+\.py):", readme, re.M))
+    tagged = {(number, path.name) for path in ROOT.glob("*.py")
+              for number in re.findall(r"# eq \((\d)\)", path.read_text())}
+    assert claimed == tagged and {number for number, _ in tagged} == set("123456")
