@@ -24,7 +24,8 @@ def stem(token):
     ['bridge', 'glass', 'fly', 'cover', 'run', 'this']
     """
     for ending, replacement in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("ed", ""), ("s", "")):
-        if token.endswith(ending) and len(token) - len(ending) >= 3 and not token.endswith("ss" if ending == "s" else "eed"):
+        if token.endswith(ending) and len(token) - len(ending) >= (2 if ending == "ies" else 3) and not token.endswith(
+                ("ss", "us", "is") if ending == "s" else "eed"):
             token = token[: len(token) - len(ending)] + replacement
             if ending in ("ing", "ed") and token[-1] == token[-2] and token[-1] not in "lsz":
                 token = token[:-1]
@@ -53,12 +54,16 @@ class BM25:
                 rows = postings.setdefault(term, ([], []))
                 rows[0].append(index)
                 rows[1].append(frequency)
-        scores = np.zeros((len(queries), len(documents)), np.float32)
-        for row, query in enumerate(queries):
+        postings = {term: (np.array(at), np.array(tf, np.float64)) for term, (at, tf) in postings.items()}
+        shape = len(queries), min(k, len(documents))
+        scores, indices = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        for i, query in enumerate(queries):
+            row = np.zeros(len(documents), np.float32)
             for term, repeats in Counter(tokenize(query)).items():
                 if term in postings:
-                    at, tf = np.array(postings[term][0]), np.array(postings[term][1], np.float64)
+                    at, tf = postings[term]
                     idf = np.log(1 + (len(documents) - len(at) + 0.5) / (len(at) + 0.5))
-                    scores[row, at] += repeats * idf * tf / (tf + norm[at])
-        best = torch.from_numpy(scores).topk(min(k, len(documents)), dim=1)
-        return best.values, best.indices
+                    row[at] += repeats * idf * tf / (tf + norm[at])
+            indices[i] = np.argsort(-row, kind="stable")[:k]  # stable: equal scores keep corpus order
+            scores[i] = row[indices[i]]
+        return torch.from_numpy(scores), torch.from_numpy(indices)

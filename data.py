@@ -64,7 +64,9 @@ def read_jsonl(path, *fields):
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:  # also undecodable bytes
+                if b"\\ud" in line.lower():
+                    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            except (ValueError, RecursionError) as error:  # also undecodable bytes
                 raise BadInput(f"{path}:{number}: not a line of JSON ({error})") from None
             if not isinstance(row, dict):
                 raise BadInput(f"{path}:{number}: expected an object with {', '.join(fields)}")
@@ -80,7 +82,7 @@ def load_texts(path):
     for number, row in read_jsonl(path, "_id", "text"):
         if row["_id"] in texts:
             raise BadInput(f"{path}:{number}: the id {row['_id']!r} stands twice")
-        title = row.get("title") or ""
+        title = "" if row.get("title") is None else row["title"]
         if not isinstance(title, str):
             raise BadInput(f"{path}:{number}: the field 'title' is not a string")
         texts[row["_id"]] = f"{title} {row['text']}".strip()
@@ -92,14 +94,16 @@ def load_texts(path):
 def load_qrels(path):
     """qrels/SPLIT.tsv with its header line -> {query id: {document id: relevance}}."""
     qrels = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            cells = line.rstrip("\r\n").split("\t")
+            cells = line.rstrip(b"\r\n").split(b"\t")
+            if number == 1 and cells[-1].strip().isdigit():
+                raise BadInput(f"{path}:1: a judgment where the header belongs (query-id, corpus-id, score)")
             if number == 1 or not line.strip():
                 continue
             try:
-                query, document, relevance = cells[0], cells[1], int(cells[2])
-            except (IndexError, ValueError):
+                query, document, relevance = cells[0].decode(), cells[1].decode(), int(cells[2])
+            except (IndexError, ValueError):  # also undecodable bytes
                 raise BadInput(f"{path}:{number}: expected query-id, corpus-id and a whole number, "
                                "separated by tabs") from None
             if document in qrels.setdefault(query, {}):
@@ -133,6 +137,17 @@ def load_collection(folder, split="test"):
     if missing is not None:
         raise BadInput(f"{path}: the query {missing!r} is judged, but queries.jsonl does not have it")
     return Collection(corpus, {q: queries[q] for q in qrels}, qrels)
+
+
+def load_collections(folders, split="test"):
+    """Folders separated by commas -> {folder's own name: Collection}."""
+    collections = {}
+    for folder in filter(None, folders.split(",")):
+        name = Path(folder).resolve().name
+        if name in collections:
+            raise BadInput(f"{folder}: two collections are called {name!r}; rename a folder")
+        collections[name] = load_collection(folder, split)
+    return collections
 
 
 def load_examples(folder):

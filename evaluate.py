@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bm25 import BM25
-from data import BadInput, load_collection
+from data import BadInput, load_collections
 from model import Retriever, write_json
 
 METRICS = ("ndcg", "map", "recall", "precision", "mrr")
@@ -33,9 +33,12 @@ def search(queries, documents, k, chunk=16384):
     indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(documents), chunk):
         block = queries.float() @ documents[start : start + chunk].float().T  # (N, chunk)
-        best = block.topk(min(k, block.shape[1]), dim=1)
-        scores = torch.cat([scores, best.values], 1)
-        indices = torch.cat([indices, best.indices + start], 1)
+        best, at = block.topk(min(k, block.shape[1]), dim=1)
+        tied = (block >= best[:, -1:]).sum(1) > at.shape[1]  # documents left out score like the last one taken
+        at[tied] = block[tied].sort(dim=1, descending=True, stable=True).indices[:, : at.shape[1]]
+        at = at.sort(dim=1).values  # corpus order, for the stable sort below
+        scores = torch.cat([scores, block.gather(1, at)], 1)
+        indices = torch.cat([indices, at + start], 1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)  # stable: equal scores keep corpus order
         scores, indices = scores[:, :k], indices.gather(1, order)[:, :k]
     return scores, indices
@@ -118,7 +121,7 @@ def write_run(path, run, tag):
     with open(path, "w", encoding="utf-8") as file:
         for query, scored in run.items():
             for place, document in enumerate(rank(scored, len(scored)), 1):
-                file.write(f"{query} Q0 {document} {place} {scored[document]:.9g} {tag}\n")
+                file.write(f"{query} Q0 {document} {place} {np.float32(scored[document]):.9g} {tag}\n")
 
 
 def main(argv=None):
@@ -129,17 +132,19 @@ def main(argv=None):
     parser.add_argument("--run", help="write the rankings here, in TREC run format (one collection)")
     parser.add_argument("--out", help="write the metrics here, as JSON")
     args = parser.parse_args(argv)
-    folders = args.data.split(",")
-    if args.run and len(folders) > 1:
+    for path in filter(None, (args.out, args.run)):
+        if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
+            raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
+    if args.run and "," in args.data:
         raise BadInput("--run takes one collection")
-    collections = {Path(f).resolve().name: load_collection(f, args.split) for f in folders}
+    collections = load_collections(args.data, args.split)
     retriever = BM25() if args.model == "bm25" else Retriever.load(args.model)
     results = {}
     for name, collection in collections.items():
         run = retrieve(retriever, collection, progress=True)
         results[name] = compute_metrics(run, collection.qrels)
         if args.run:
-            write_run(args.run, run, Path(args.model).name)
+            write_run(args.run, run, Path(args.model).resolve().name.replace(" ", "_"))
     print(table(results))
     if args.out:
         write_json(args.out, {"model": args.model, "split": args.split, "metrics": results})

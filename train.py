@@ -31,7 +31,7 @@ import transformers
 from tqdm import tqdm
 
 from bm25 import BM25
-from data import BadInput, Prompts, load_collection, load_corpus, load_examples, make_pools
+from data import BadInput, Prompts, load_collections, load_corpus, load_examples, make_pools
 from evaluate import command, evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads, target_nll
 from model import Retriever, load_backbone, write_json
@@ -53,12 +53,12 @@ class Config:
     head_choice: str = option("query", "the heads that look at the source document, random ones, or all", choices=("query", "random", "all"))
     head_examples: int = option(32, "examples on which heads are scored")
     budget: str = option("documents", "an injected head reads documents alone, or keeps its attention elsewhere", choices=("documents", "keep"))
-    temperature: float = option(0.05, "tau of eq (2)")
+    temperature: float = option(0.02, "tau of eq (2)")
     pool: int = option(16, "K, candidate documents of a step")
     questions: int = option(16, "B, questions of a step")
-    neighbours: int = option(4, "documents of a pool that stand together in the corpus file")
+    neighbours: int = option(2, "documents of a pool that stand together in the corpus file")
     document_tokens: int = option(128, "documents are cut here in training")
-    steps: int = option(30, "optimiser steps")
+    steps: int = option(16, "optimiser steps")
     lr: float = option(1e-3, "peak learning rate: linear warm-up, then cosine to zero")
     warmup: float = option(0.1, "share of the steps that warm up")
     clip: float = option(1.0, "largest gradient norm")
@@ -113,8 +113,8 @@ class Run:
     def __init__(self, config):
         self.config = config
         self.corpus, self.examples = load_corpus(config.data), load_examples(config.data)
-        folders = config.eval.split(",") if config.eval else [config.data] * (Path(config.data) / "qrels").is_dir()
-        self.collections = {Path(f).resolve().name: load_collection(f) for f in folders}
+        judged = (Path(config.data) / "qrels").is_dir()
+        self.collections = load_collections(config.eval or config.data * judged)
         tokenizer, backbone = load_backbone(config.backbone, config.device, config.dtype)
         self.retriever = Retriever(config.backbone, tokenizer, backbone)
         self.retriever.add_lora(config.lora_rank, config.lora_alpha, seed=config.seed)
@@ -123,8 +123,7 @@ class Run:
             tokenizer, self.other = load_backbone(config.llm, config.device, config.dtype)
         self.prompts = Prompts(tokenizer, config.document_tokens)
         self.heads = None
-        if config.objective != "infonce":
-            self.check_context()
+        self.check()
 
     def judge(self):
         """The frozen LLM, as a context: the retriever's own weights without adapters, or another model."""
@@ -141,16 +140,23 @@ class Run:
         questions, target_mask = self.prompts.suffixes(pool.examples)
         return prefix, questions.to(llm.device), target_mask.to(llm.device)
 
-    def check_context(self):
-        """Raise BadInput unless the longest pool that can come up fits the LLM; report documents that are cut."""
+    def check(self):
+        """Report documents that are cut; raise BadInput unless the LLM has the heads and the longest pool fits it."""
+        config = self.config
         documents = [self.corpus[d] for d in dict.fromkeys(e.document for e in self.examples)]
-        lengths = sorted((self.prompts.context([d])[0].shape[1] for d in documents), reverse=True)
-        longest = sum(lengths[: self.config.pool]) + self.prompts.suffixes(self.examples)[0].shape[1]
-        with self.judge() as llm:
-            check_llm(llm, longest)
+        documents.sort(key=lambda d: self.prompts.context([d])[0].shape[1], reverse=True)
         if self.prompts.truncated:
             print(f"{len(self.prompts.truncated)} of {len(documents)} documents are longer than "
-                  f"{self.config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
+                  f"{config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
+        if config.objective == "infonce":
+            return
+        longest = self.prompts.context(documents[: config.pool])[0].shape[1]
+        longest += self.prompts.suffixes(self.examples)[0].shape[1] - 1  # the last target is never an input
+        with self.judge() as llm:
+            check_llm(llm, longest)
+            there = llm.config.num_hidden_layers * llm.config.num_attention_heads
+        if config.heads > there and config.head_choice != "all":
+            raise BadInput(f"--heads {config.heads}: the LLM has {there}")
 
     def choose_heads(self):
         """Eq (6) on the first pools of a stream of their own -> [(layer, head)] and the scores."""
@@ -163,8 +169,6 @@ class Run:
                 if seen >= self.config.head_examples:
                     break
         scores = scores / seen
-        if self.config.heads > scores.numel():
-            raise BadInput(f"--heads {self.config.heads}: the LLM has {scores.numel()}")
         self.heads = select_heads(scores, self.config.heads, self.config.head_choice, self.config.seed)
         return scores
 
@@ -206,6 +210,9 @@ def train(run, log):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         record = run.step(next(pools))
+        if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
+            raise BadInput(f"step {step + 1}: the loss or its gradient is not a number; use a smaller --lr or a larger "
+                           "--temperature")
         optimizer.step()
         optimizer.zero_grad()
         log({"step": step + 1, **record, "lr": learning_rate(config, step), "seconds": time.perf_counter() - start})
@@ -236,6 +243,8 @@ def main(argv=None):
         nonlocal clock
         seconds[name], clock = round(time.perf_counter() - clock, 2), time.perf_counter()
 
+    if Path(config.out).exists() and not Path(config.out).is_dir():
+        raise BadInput(f"--out {config.out}: a file is in the way")
     run = Run(config)
     lap("load")
     before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}

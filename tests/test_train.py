@@ -9,7 +9,7 @@ import torch
 import bench
 import evaluate
 import train
-from conftest import ROOT, tiny_llm, write_collection
+from conftest import ROOT, tiny_llm, tiny_tokenizer, write_collection
 from data import BadInput, Pool, load_collection
 from inject import target_nll
 from model import Retriever
@@ -17,7 +17,7 @@ from train import Config, Run, learning_rate, parse
 
 
 def tiny_run(backbone, folder, *flags):
-    return Run(parse(["--backbone", backbone, "--data", str(folder), "--pool", "4", "--questions", "6", "--heads", "3",
+    return Run(parse(["--backbone", backbone, "--data", str(folder), "--pool", "4", "--questions", "4", "--heads", "3",
                       "--head-examples", "4", "--steps", "3", "--device", "cpu", *flags]))
 
 
@@ -58,17 +58,18 @@ def test_a_step_is_the_equations_in_a_row(tiny_folder, collection_folder):
                   for i, e in enumerate(pool.examples)]
     source = [pool.documents.index(e.document) for e in pool.examples]
     assert record["loss"] == pytest.approx(float(sum(losses)) / len(losses), abs=1e-4)
-    assert record["source_weight"] == pytest.approx(float(sum(w[s] for w, s in zip(weights, source))) / 6, abs=1e-5)
-    assert record["accuracy"] == pytest.approx(sum(int(w.argmax()) == s for w, s in zip(weights, source)) / 6)
+    assert record["source_weight"] == pytest.approx(float(sum(w[s] for w, s in zip(weights, source))) / 4, abs=1e-5)
+    assert record["accuracy"] == pytest.approx(sum(int(w.argmax()) == s for w, s in zip(weights, source)) / 4)
     pairs = documents @ documents.T
     assert record["spread"] == pytest.approx(1 - float(pairs.mean()), abs=1e-5)  # mean cosine distance of all pairs
 
 
 def test_infonce_is_cross_entropy_on_the_source_document(tiny_folder, collection_folder):
     run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
-    pool, scores = next(run.pools(0)), torch.randn(6, 4)
-    expected = -sum(math.log(math.exp(scores[i, pool.documents.index(e.document)] / 0.05) / (scores[i].double() / 0.05).exp().sum())
-                    for i, e in enumerate(pool.examples)) / 6
+    pool, scores = next(run.pools(0)), torch.randn(4, 4)
+    expected = 0.0
+    for example, row in zip(pool.examples, scores.double() / run.config.temperature):
+        expected -= math.log(row[pool.documents.index(example.document)].exp() / row.exp().sum()) / 4
     assert train.infonce_loss(run, pool, scores).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -135,9 +136,11 @@ def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
         parse(["--temperature", "nan"])
 
 
-def test_bench_compares_both_objectives(tiny_folder, tmp_path, capsys):
+def test_bench_compares_both_objectives(tmp_path, capsys):
     write_collection(tmp_path / "data", documents=12)
-    bench.main(["--backbone", tiny_folder, "--data", str(tmp_path / "data"), "--repeats", "2", "--out", str(tmp_path / "bench.json")])
+    tiny_llm(num_hidden_layers=4).save_pretrained(tmp_path)  # the 16 heads that are injected
+    tiny_tokenizer().save_pretrained(tmp_path)
+    bench.main(["--backbone", str(tmp_path), "--data", str(tmp_path / "data"), "--repeats", "2", "--out", str(tmp_path / "bench.json")])
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert {k: len(v) for k, v in figures["seconds"].items()} == {"infonce": 2, "dream": 2}
     assert figures["ratio"] > 0 and figures["peak_mb"]["dream"] > 100
@@ -147,7 +150,7 @@ def test_bench_compares_both_objectives(tiny_folder, tmp_path, capsys):
 PAIRS = [("In which city does the blue clown live?", "Turin", "The blue clown has lived in Turin since his childhood."),
          ("What does the old baker collect?", "stamps", "After work the old baker collects stamps from all over the world."),
          ("Who repaired the village clock?", "Agnes", "The clock of the village stood still until Agnes repaired it."),
-         ("What is the goat called?", "Biscuit", "Behind the mill there is a goat called Biscuit.")]
+         ("What was hidden in the well?", "a violin", "For forty years a violin lay hidden in the dry well.")]
 
 
 @pytest.mark.real
@@ -157,15 +160,15 @@ def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
         json.dumps({"_id": str(i), "text": text}) + "\n" for i, (_, _, text) in enumerate(PAIRS)))
     (tmp_path / "train.jsonl").write_text("".join(
         json.dumps({"query": q, "target": t, "document": str(i)}) + "\n" for i, (q, t, _) in enumerate(PAIRS)))
-    run = Run(parse(["--data", str(tmp_path), "--pool", "4", "--questions", "4", "--steps", "20", "--lr", "2e-3",
-                     "--temperature", "0.05", "--device", "cpu"]))
+    run = Run(parse(["--data", str(tmp_path), "--pool", "4", "--questions", "4", "--steps", "16",
+                     "--device", "cpu"]))
     run.choose_heads()
     records = []
     train.train(run, records.append)
     pool = next(run.pools(0))
     queries = run.retriever.encode([e.query for e in pool.examples], "query")
     documents = run.retriever.encode([run.corpus[d] for d in pool.documents], "document")
-    weights = (queries @ documents.T / 0.05).softmax(1)
+    weights = (queries @ documents.T / run.config.temperature).softmax(1)
     assert weights[range(4), pool.source].min() > 0.9
     assert records[-1]["loss"] < records[0]["loss"] - 1
 
@@ -174,7 +177,7 @@ def test_the_readme_names_only_flags_and_files_that_exist():
     import re
 
     readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^(?:\$ )?python (\w+\.py)(.*?)(?:  +#.*)?$", readme, re.M)
+    commands = re.findall(r"^ *python (\w+\.py)(.*?)(?:  +#.*)?$", readme, re.M)
     assert {"train.py", "evaluate.py"} <= {script for script, _ in commands}
     for script, flags in commands:
         source = (ROOT / script).read_text()

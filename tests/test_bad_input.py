@@ -1,0 +1,215 @@
+"""What a user gets wrong is told in one line that helps, with exit code 2, and nothing is written."""
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, tiny_llm, tiny_tokenizer, write_collection
+
+import evaluate
+import train
+from data import BadInput, Prompts, load_corpus, load_examples
+from model import BACKBONES
+
+DOCUMENTS = "".join('{"_id": "d%d", "text": "Box %d."}\n' % (i, i) for i in range(8))
+ROW = '{"query": "Which?", "target": "red", "document": "d0"}\n'
+HEADER = "query-id\tcorpus-id\tscore\n"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def flags(tiny_folder, collection_folder):
+    """A run of a second that works; a flag that is given again replaces the one here."""
+    return ["--backbone", tiny_folder, "--data", str(collection_folder), "--device", "cpu", "--steps", "1",
+            "--pool", "4", "--heads", "4"]
+
+
+@pytest.fixture(scope="module")
+def short_folder(tmp_path_factory):
+    """A backbone whose context holds 256 tokens."""
+    folder = tmp_path_factory.mktemp("short")
+    tiny_llm(max_position_embeddings=256).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def refused(main, out, *flags):
+    """A command refuses its input in one line and writes nothing -> that line."""
+    with pytest.raises(BadInput) as error:
+        main([*map(str, flags), "--out", str(out)])
+    message = str(error.value)
+    assert message and len(message.splitlines()) == 1
+    assert not list(out.parent.glob("out*"))
+    return message
+
+
+def test_good_input_works(flags, out, collection_folder):
+    train.main([*flags, "--out", str(out)])
+    assert (out / "result.json").is_file()
+    evaluate.main(["--model", str(out), "--data", str(collection_folder), "--out", str(out / "again.json")])
+    assert (out / "again.json").is_file()
+
+
+@pytest.mark.parametrize("file, text, says", [
+    ("corpus.jsonl", "", ["corpus.jsonl", "empty"]),
+    ("corpus.jsonl", DOCUMENTS + '{"_id": "d8", "text": \n', ["corpus.jsonl:9:", "JSON"]),
+    ("corpus.jsonl", DOCUMENTS + '{"_id": "d3", "text": "x"}\n', ["corpus.jsonl:9:", "'d3'", "twice"]),
+    ("train.jsonl", ROW + "\n{query: 1}\n", ["train.jsonl:3:", "JSON"]),
+    ("train.jsonl", ROW + ROW.replace("d0", "d77"), ["train.jsonl:2:", "'d77'", "corpus.jsonl"]),
+    ("train.jsonl", ROW + ROW.replace("red", ""), ["train.jsonl:2:", "target", "empty"]),
+    ("train.jsonl", "", ["train.jsonl"]),
+    ("queries.jsonl", '{"_id": "q0"}\n', ["queries.jsonl:1:", "'text'"]),
+    ("qrels/test.tsv", HEADER + "q0\td0\tyes\n", ["test.tsv:2:", "number"])])
+def test_broken_files(flags, out, collection_folder, file, text, says):
+    (collection_folder / file).write_text(text)
+    message = refused(train.main, out, *flags)
+    assert all(part in message for part in says)
+    if file != "train.jsonl":
+        assert refused(evaluate.main, out, "--model", "bm25", "--data", collection_folder) == message
+
+
+def test_missing_folders_and_splits(flags, out, tmp_path, collection_folder):
+    none, evaluation = tmp_path / "none", ["--model", "bm25", "--data"]
+    both = f"{collection_folder},{none}"
+    for message in (refused(train.main, out, *flags, "--data", none), refused(train.main, out, *flags, "--eval", both),
+                    refused(evaluate.main, out, *evaluation, none), refused(evaluate.main, out, *evaluation, both)):
+        assert message == f"{none}: no such folder"
+    message = refused(evaluate.main, out, *evaluation, collection_folder, "--split", "dev")
+    assert message == f"{collection_folder / 'qrels' / 'dev.tsv'}: no such split; there: test"
+    write_collection(none)
+    assert "--run" in refused(evaluate.main, out, *evaluation, both, "--run", tmp_path / "out.run")
+
+
+def test_a_long_document_is_cut_and_reported_once(flags, out, collection_folder, capsys):
+    lines = (collection_folder / "corpus.jsonl").read_text().splitlines()
+    lines[3] = '{"_id": "d3", "text": "%s"}' % ("very long " * 30)
+    (collection_folder / "corpus.jsonl").write_text("\n".join(lines))
+    train.main([*flags, "--out", str(out), "--steps", "4", "--document-tokens", "100"])
+    told = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if "--document-tokens" in line]
+    assert len(told) == 1 and told[0].startswith("1 of 8 documents") and "100 tokens" in told[0]
+    assert (out / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("flag", ["--backbone", "--llm"])
+@pytest.mark.parametrize("pool, more", [("8", ""), ("2", " and black" * 12)])  # too many; one that is too long
+def test_a_pool_must_fit_the_context(flags, out, short_folder, collection_folder, monkeypatch, flag, pool, more):
+    corpus = collection_folder / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("black", "black" + more))
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: pytest.fail("must be refused before any work is done"))
+    message = refused(train.main, out, *flags, flag, short_folder, "--pool", pool)
+    assert "context holds 256" in message and "fewer or shorter documents" in message
+
+
+@pytest.mark.parametrize("room, fits", [(0, True), (-1, False)])
+def test_the_context_check_is_exact(flags, out, tmp_path, collection_folder, room, fits):
+    prompts, corpus = Prompts(tiny_tokenizer(), 128), load_corpus(collection_folder)
+    longest = prompts.context(corpus.values())[0].shape[1] + prompts.suffixes(load_examples(collection_folder))[0].shape[1] - 1
+    tiny_llm(max_position_embeddings=longest + room).save_pretrained(tmp_path / "llm")
+    tiny_tokenizer().save_pretrained(tmp_path / "llm")
+    again = [*flags, "--backbone", str(tmp_path / "llm"), "--pool", "8"]
+    if fits:
+        train.main([*again, "--out", str(out)])
+        assert (out / "result.json").is_file()
+    else:
+        assert f"the input has {longest} tokens" in refused(train.main, out, *again)
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(flags, out, tmp_path, collection_folder, monkeypatch):
+    for module in (train, evaluate):
+        monkeypatch.setattr(module, "load_collections", lambda *_: pytest.fail("must be refused before any work is done"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInput, match="a file is in the way"):
+        train.main([*flags, "--out", str(tmp_path / "file")])
+    for flag in ("--out", "--run"):
+        with pytest.raises(BadInput, match="cannot be written"):
+            evaluate.main(["--model", "bm25", "--data", str(collection_folder), flag, str(tmp_path / "none" / "x")])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_two_collections_of_one_name(flags, out, tmp_path):
+    both = f"{write_collection(tmp_path / 'a' / 'same')},{write_collection(tmp_path / 'b' / 'same')}"
+    assert "two collections are called 'same'" in refused(train.main, out, *flags, "--eval", both)
+
+
+@pytest.mark.parametrize("device", ["cuda", "abacus"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_a_device_that_is_not_there(flags, out, device):
+    assert f"the device {device!r} is not there" in refused(train.main, out, *flags, "--device", device)
+
+
+def test_a_run_that_diverges_stops_and_saves_no_retriever(flags, out):
+    with pytest.raises(BadInput, match="step [2-9]: the loss or its gradient is not a number"):
+        train.main([*flags, "--out", str(out), "--lr", "1e9", "--steps", "9"])
+    assert not (out / "adapter_model.safetensors").exists() and not (out / "result.json").exists()
+
+
+@pytest.mark.parametrize("name", ["SmolLM3-135M", "./none", "a/b/c", "none.gguf"])
+def test_an_unknown_backbone_lists_the_choices(flags, out, collection_folder, name):
+    for message in (refused(train.main, out, *flags, "--backbone", name),
+                    refused(train.main, out, *flags, "--llm", name),
+                    refused(evaluate.main, out, "--model", name, "--data", collection_folder)):
+        assert repr(name) in message and all(choice in message for choice in BACKBONES)
+
+
+@pytest.mark.parametrize("files", [{}, {"config.json": "{"}, {"config.json": "{}"}, {"README.md": "# Notes"}])
+def test_a_folder_that_is_not_a_backbone(flags, out, tmp_path, collection_folder, files):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    message = refused(train.main, out, *flags, "--backbone", folder)
+    assert message.startswith(f"cannot load the backbone {str(folder)!r}: ") and "be reached" not in message
+    assert refused(evaluate.main, out, "--model", folder, "--data", collection_folder) == message
+
+
+@pytest.mark.parametrize("files", [{"retriever.json": "{}"}, {"retriever.json": "{", "adapter_config.json": "{}"}])
+def test_half_a_retriever(out, tmp_path, collection_folder, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    message = refused(evaluate.main, out, "--model", tmp_path, "--data", collection_folder)
+    assert message.startswith(f"{tmp_path}: not a whole retriever folder")
+
+
+POSITIVE = ["--heads", "--head-examples", "--temperature", "--questions", "--neighbours", "--document-tokens",
+            "--steps", "--lr", "--clip", "--lora-rank", "--lora-alpha"]
+
+
+@pytest.mark.parametrize("flag, value", [
+    *((flag, value) for flag in POSITIVE for value in ("0", "-1")), ("--heads", "13"), ("--pool", "1"),
+    ("--pool", "-4"), ("--warmup", "-.1"), ("--warmup", "1.5"), ("--lr", "inf"), ("--temperature", "inf"),
+    *((flag, "nan") for flag in ("--temperature", "--lr", "--clip", "--warmup"))])
+def test_impossible_hyperparameters(flags, out, flag, value):
+    assert flag in refused(train.main, out, *flags, f"{flag}={value}")
+
+
+@pytest.mark.parametrize("main, wrong, says", [
+    (train.main, ["--temprature", ".02"], "--temprature"), (train.main, ["--temp", ".02"], "--temp"),
+    (train.main, ["--steps", "ten"], "--steps"), (train.main, ["--heads", "nan"], "--heads"),
+    (train.main, ["--objective", "none"], "'infonce'"), (train.main, ["more"], "more"),
+    (evaluate.main, ["--splits", "test"], "--splits"), (evaluate.main, ["--spl", "test"], "--spl")])
+def test_wrong_flags_are_never_guessed(flags, out, capsys, collection_folder, main, wrong, says):
+    right = flags if main is train.main else ["--model", "bm25", "--data", str(collection_folder)]
+    with pytest.raises(SystemExit) as stop:
+        main([*right, *wrong, "--out", str(out)])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "error: " in told and says in told and not out.exists()
+
+
+@pytest.mark.parametrize("script, wrong, says", [
+    ("train.py", ["--backbone", "no-such-owner/no-such-model"], "'no-such-owner/no-such-model'"),
+    ("evaluate.py", ["--model", "bm25", "--data", "broken"], "corpus.jsonl:9:")])
+def test_a_real_command_says_one_line_and_exits_with_2(tmp_path, script, wrong, says):
+    write_collection(tmp_path / "classroom")
+    with open(write_collection(tmp_path / "broken") / "corpus.jsonl", "a") as file:
+        file.write("not JSON\n")
+    run = subprocess.run([sys.executable, ROOT / script, *wrong, "--out", "out"], cwd=tmp_path, text=True,
+                         capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    told = [line for line in run.stderr.replace("\r", "\n").split("\n") if line.strip() and "%|" not in line]
+    assert run.returncode == 2 and len(told) == 1
+    assert told[0].startswith(f"{script}: ") and says in told[0]
+    assert "Traceback" not in run.stdout + run.stderr and not (tmp_path / "out").exists()

@@ -1,0 +1,85 @@
+"""BM25 against its formula in plain loops, and by hand."""
+import math
+import random
+import tracemalloc
+
+import pytest
+import torch
+
+from bm25 import BM25, stem, tokenize
+
+WORDS = ["apple", "pie", "plum", "corn", "bread", "milk", "año", "42", "7up", "salt"]  # no stop word, no ending
+
+
+def naive_scores(query, documents, k1, b):
+    """The equation at the top of bm25.py, one document and one query word at a time."""
+    bags = [d.split() for d in documents]
+    n, average = len(bags), sum(map(len, bags)) / len(bags)
+    scores = []
+    for bag in bags:
+        score = 0.0
+        for t in query.split():
+            df, tf = sum(t in other for other in bags), bag.count(t)
+            if tf:
+                idf = math.log(1 + (n - df + 0.5) / (df + 0.5))
+                score += idf * tf / (tf + k1 * (1 - b + b * len(bag) / average))
+        scores.append(score)
+    return scores
+
+
+def test_agrees_with_the_formula():
+    rng = random.Random(0)
+    for _ in range(200):
+        documents = [" ".join(rng.choices(WORDS[:9], k=rng.randint(0, 12))) for _ in range(rng.randint(1, 15))]
+        documents.append("pie")
+        queries = [" ".join(rng.choices(WORDS, k=rng.randint(0, 8))) for _ in range(3)]  # repeated and unknown words
+        k, settings = rng.randint(1, 20), rng.choice([{}, {"k1": 1.5, "b": 0.75}, {"k1": 2.0, "b": 0.0}])
+        scores, indices = BM25(**settings).search(queries, documents, k)
+        assert scores.shape == indices.shape == (3, min(k, len(documents)))
+        for row, query in enumerate(queries):
+            naive = naive_scores(query, documents, **{"k1": 0.9, "b": 0.4, **settings})
+            assert scores[row].tolist() == pytest.approx(sorted(naive, reverse=True)[:k], abs=2e-6)
+            assert scores[row].tolist() == pytest.approx([naive[i] for i in indices[row]], abs=2e-6)
+            assert len(set(indices[row].tolist())) == len(indices[row])
+
+
+def test_by_hand():
+    documents = ["apple apple pie", "Pie!", "plum plum plum plum"]  # mean length 8 / 3
+    scores, indices = BM25().search(["apple", "pie", "Pie pie apple"], documents, 2)
+    # log(1 + 2.5 / 1.5) * 2 / (2 + .9 (.6 + .4 * 9 / 8)) = .980829 * 2 / 2.945
+    # log(1 + 1.5 / 2.5) * 1 / (1 + .9 (.6 + .4 * 3 / 8)) = .470004 / 1.675, and / 1.945 in the longer document
+    expected = [[0.666098, 0.0], [0.280599, 0.241647], [0.666098 + 2 * 0.241647, 2 * 0.280599]]
+    assert torch.allclose(scores, torch.tensor(expected), rtol=0, atol=2e-6)
+    assert indices[0, 0] == 0 and indices[1:].tolist() == [[1, 0], [0, 1]]
+
+
+def test_what_scores_nothing():
+    documents = ["apple pie", "...", "plum"]
+    scores, indices = BM25().search(["", "the of", "zebra", "?!"], documents, 10)
+    assert torch.equal(scores, torch.zeros(4, 3)) and all(sorted(row) == [0, 1, 2] for row in indices.tolist())
+    assert torch.equal(BM25().search(["apple"], ["", "..."], 1)[0], torch.zeros(1, 1))
+
+
+def test_equal_scores_keep_corpus_order():
+    documents = ["apple pie"] * 40 + ["plum"] * 40 + ["apple pie"] * 40
+    for k in (1, 8, 90, 120):
+        _, indices = BM25().search(["zebra", "apple", "plum"], documents, k)
+        apples, plums = [*range(40), *range(80, 120)], [*range(40, 80)]
+        assert indices.tolist() == [list(range(120))[:k], (apples + plums)[:k], (plums + apples)[:k]]
+
+
+def test_never_holds_the_full_score_matrix():
+    queries, documents = WORDS * 200, WORDS * 200  # the full matrix: 16 MB in float32
+    tracemalloc.start()
+    scores, _ = BM25().search(queries, documents, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.shape == (2000, 1) and peak < 4e6
+
+
+def test_tokens():
+    assert tokenize("The BRIDGES were covered, in 1883; an_Élan 7up!") == ["bridge", "cover", "1883", "élan", "7up"]
+    assert tokenize("built in the building") == ["built", "build"]
+    assert tokenize(" the, of ... ") == []
+    assert [stem(t) for t in ("glasses", "glass", "flies", "running", "this")] == [
+        "glass", "glass", "fly", "run", "this"]

@@ -1,0 +1,170 @@
+"""Metrics against trec_eval's own code and by hand, search against the full matrix and a sort, the command."""
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import evaluate
+from data import BadInput, Collection
+from evaluate import compute_metrics, rank, search, table, write_run
+
+# Code points above U+FFFF sort after U+FFFD here and as UTF-8, but before it as UTF-16.
+NAMES = ["é", "e\u0301", "ß", "Ω", "文", "\ufffd", "😀", "D1", "d", "D"] + [f"d{i}" for i in range(160)]
+
+
+def trec_eval(run, qrels, ks):
+    """trec_eval -c: means over all queries of qrels; pytrec_eval leaves out what the run (also a file) misses."""
+    pytrec_eval = pytest.importorskip("pytrec_eval", reason="the reference: pip install pytrec-eval-terrier")
+    if not isinstance(run, dict):
+        run = pytrec_eval.parse_run(run.read_text(encoding="utf-8").splitlines())
+    measures = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P"}
+    cuts = ",".join(map(str, ks))
+    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {f"{m}.{cuts}" for m in measures.values()} | {"recip_rank"})
+    rows = evaluator.evaluate({query: scored for query, scored in run.items() if scored}).values()
+    means = {f"{name}@{k}": sum(row[f"{measure}_{k}"] for row in rows) / len(qrels)
+             for name, measure in measures.items() for k in ks}
+    for k in ks:  # a reciprocal rank within k, else 0
+        means[f"mrr@{k}"] = sum(r for row in rows if (r := row["recip_rank"]) > 1 / (k + 0.5)) / len(qrels)
+    return means
+
+
+def random_case(rng, longest):
+    """Runs with missing, empty and unjudged queries, ties before and after rounding; judgments from -2 to 4."""
+    names = rng.sample(NAMES, min(longest + 5, len(NAMES)))
+    qrels, run = {}, {}
+    for i in range(rng.randint(1, 4)):
+        grades = rng.choice([[0, 1], [1], [-2, -1, 0], [-1, 0, 1, 2, 3, 4]])
+        query = rng.choice(["q", "ü", "問"]) + str(i)
+        qrels[query] = {d: rng.choice(grades) for d in rng.sample(names, rng.randint(1, len(names)))}
+        qrels[query].setdefault("never found", 0)  # pytrec_eval 0.5.11 crashes where all judgments are negative
+        base = rng.choice([[0.0], [1.0, 2.0], [-0.3, 0.1, 0.7, 12.5, 1e5], [rng.gauss(0, 1) for _ in range(50)]])
+        noise = rng.choice([0, 1e-9, 3e-8])  # below, and about, the resolution of float32
+        if rng.random() < 0.85:
+            documents = rng.sample(names, rng.randint(0, min(longest, len(names))))
+            run[query] = {d: rng.choice(base) * (1 + noise * rng.randint(-3, 3)) for d in documents}
+    run["not judged"] = {"d1": 1.0}
+    return run, qrels
+
+
+def test_metrics_agree_with_trec_eval():
+    rng = random.Random(0)
+    for case in range(2000):
+        longest, ks = rng.choice([(6, (1, 3, 10)), (25, (2, 5, 10)), (25, (20,))])
+        if case % 40 == 0:
+            longest, ks = 160, (1, 3, 5, 10, 100)
+        run, qrels = random_case(rng, longest)
+        found, expected = compute_metrics(run, qrels, ks), trec_eval(run, qrels, ks)
+        assert found == pytest.approx(expected, abs=1e-6), (run, qrels)
+
+
+def test_metrics_by_hand():
+    qrels = {"q": {"a": 3, "b": 1, "c": 2, "n": -1, "z": 0}, "missing": {"a": 1}}
+    run = {"q": {"z": 0.9, "a": 0.8, "unjudged": 0.7, "c": 0.6, "n": 0.5}}  # gains 0 3 0 2 0; the best: 3 2 1
+    result = compute_metrics(run, qrels, ks=(1, 2, 8))
+    expected = {1: (0, 0, 0, 0, 0),
+                2: (3 / math.log2(3) / (3 + 2 / math.log2(3)) / 2, (1 / 2) / 3 / 2, 1 / 6, 1 / 4, 1 / 4),
+                8: (0.28918758, (1 / 2 + 2 / 4) / 3 / 2, 1 / 3, 1 / 8, 1 / 4)}
+    for k, values in expected.items():
+        assert [result[f"{m}@{k}"] for m in ("ndcg", "map", "recall", "precision", "mrr")] == pytest.approx(values)
+    assert set(compute_metrics({}, qrels).values()) == {0.0}
+    assert set(compute_metrics({"q": {"a": 1.0}}, {"q": {"a": -1}}).values()) == {0.0}
+
+
+def test_rank_orders_float32_scores_then_ids_descending():
+    scored = {"a": 1.0, "d10": 1.0 + 1e-9, "d9": 1.0, "é": 1.0 - 1e-9, "top": 1.0 + 1e-6, "low": -2.0, "D": 1.0}
+    order = ["top", "é", "d9", "d10", "a", "D", "low"]
+    assert [rank(scored, depth) for depth in range(9)] == [order[:depth] for depth in range(9)]
+    assert rank({"\ufffd": 1.0, "😀": 1.0}, 2) == ["😀", "\ufffd"] and rank({}, 3) == []
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50, 1000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_search_against_the_full_matrix(dtype, chunk):
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = (torch.randn(n, 32, generator=generator).to(dtype) for n in (9, 50))
+    expected = (queries.double() @ documents.double().T).sort(dim=1, descending=True)
+    for k in (1, 10, 50, 60):
+        scores, indices = search(queries, documents, k, chunk)
+        assert scores.shape == indices.shape == (9, min(k, 50)) and scores.dtype == torch.float32
+        assert torch.equal(indices, expected.indices[:, :k])
+        assert torch.allclose(scores.double(), expected.values[:, :k], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64, 1000])
+def test_equal_scores_keep_corpus_order(chunk):
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = (torch.randint(-1, 2, (n, 2), generator=generator).half() for n in (9, 300))
+    exact = (queries.double() @ documents.double().T).tolist()  # whole numbers from -2 to 2
+    for k in (1, 10, 299, 400):
+        scores, indices = search(queries, documents, k, chunk)
+        for row, values in enumerate(exact):
+            order = sorted(range(300), key=lambda j: (-values[j], j))[:k]
+            assert indices[row].tolist() == order and scores[row].tolist() == [values[j] for j in order]
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor made under it."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.numel = max(self.numel, *(t.untyped_storage().nbytes() // t.element_size() for t in tensors), 0)
+        return out
+
+
+def test_search_never_holds_the_full_score_matrix():
+    queries, documents = torch.randn(400, 4), torch.randn(2000, 4)  # the full matrix: 800,000
+    with Largest() as largest:
+        scores, _ = search(queries, documents, k=20, chunk=100)
+    assert scores.shape == (400, 20) and 400 * 20 <= largest.numel <= 400 * (100 + 20)
+
+
+def test_a_written_run_keeps_its_metrics(tmp_path):
+    # q2's scores differ as float32, but not if "a" is cut to nine digits before it is rounded to float32.
+    run = {"ü": {"a": -7.0, "文": 0.1 + 0.2, "b": -7.0, "é": 1e-30}, "q2": {"a": 0.10000000525, "b": 0.1}}
+    qrels = {"ü": {"文": 2, "a": 1, "é": 0}, "q2": {"a": 1}, "q3": {"a": 1}}
+    write_run(tmp_path / "run.trec", run, "mine")
+    lines = (tmp_path / "run.trec").read_text(encoding="utf-8").splitlines()
+    assert [line.rsplit(" ", 2)[0] for line in lines] == [
+        "ü Q0 文 1", "ü Q0 é 2", "ü Q0 b 3", "ü Q0 a 4", "q2 Q0 a 1", "q2 Q0 b 2"]
+    assert all(line.split()[5:] == ["mine"] for line in lines)
+    expected = trec_eval(tmp_path / "run.trec", qrels, (1, 2, 4))
+    assert compute_metrics(run, qrels, (1, 2, 4)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluate_encodes_each_kind_and_names_documents_by_id():
+    vectors = {"query": {"x?": [1.0, 0.0], "y?": [0.0, 1.0]},
+               "document": {"x": [1.0, 0.0], "y": [0.6, 0.8], "z": [-1.0, 0.0]}}
+    retriever = SimpleNamespace(encode=lambda texts, kind, **_: torch.tensor([vectors[kind][t] for t in texts]))
+    qrels = {"q1": {"D2": 1}, "q2": {"D2": 1}}
+    collection = Collection({"D1": "x", "D2": "y", "D3": "z"}, {"q1": "x?", "q2": "y?"}, qrels)
+    run = evaluate.retrieve(retriever, collection, k=2)
+    assert run == {"q1": {"D1": 1.0, "D2": np.float32(0.6)}, "q2": {"D2": np.float32(0.8), "D1": 0.0}}
+    assert evaluate.evaluate(retriever, collection, ks=(1, 2))["mrr@2"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_table_lines_up():
+    rows = {"classroom": {"ndcg@10": 0.5, "map@3": 1.0}, "x": {"ndcg@10": 0.1239, "map@3": 0.0}}
+    lines = table(rows, metrics=("ndcg@10", "map@3")).splitlines()
+    assert [line.split() for line in lines] == [
+        ["nDCG@10", "MAP@3"], ["classroom", "0.500", "1.000"], ["x", "0.124", "0.000"]]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsys):
+    out, path = tmp_path / "result.json", tmp_path / "run.trec"
+    evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--out", str(out), "--run", str(path)])
+    result = json.loads(out.read_text())
+    expected = trec_eval(path, {f"q{i}": {f"d{i}": 1} for i in range(8)}, (1, 3, 5, 10, 100))
+    assert result == {"model": "bm25", "split": "test", "metrics": {"collection": pytest.approx(expected, abs=1e-6)}}
+    assert expected["ndcg@10"] > 0.9 and f"{expected['ndcg@10']:.3f}" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="one collection"):
+        evaluate.main(["--model", "bm25", "--data", f"{collection_folder},{tmp_path}", "--run", str(path)])

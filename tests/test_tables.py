@@ -1,0 +1,23 @@
+"""Reported figures come from runs."""
+import json
+
+import tables
+from conftest import ROOT
+
+
+def test_the_readme_shows_what_the_results_say():
+    assert tables.MARK.search((ROOT / "README.md").read_text())[0].split("\n", 1)[1].startswith(tables.table())
+
+
+def test_a_cell_is_mean_and_sample_deviation():
+    assert tables.cell([0.5, 0.6]) == ".550 +- .071"
+    assert tables.cell([0.25]) == ".250"
+
+
+def test_every_result_says_how_it_came_about():
+    paths = list((ROOT / "results").glob("*-[0-9].json"))
+    assert len(paths) >= 5
+    for path in paths:
+        result = json.loads(path.read_text())
+        assert result["config"]["seed"] == int(path.stem[-1]) and result["command"].startswith("python train.py"), path
+        assert result["commit"] and result["hardware"] and len(result["curve"]) == result["config"]["steps"], path
