@@ -3,8 +3,8 @@
     python bench.py [--repeats 7] [--out results/bench.json]
 
 Both steps share the encoder, the pools and the batch: 16 questions x 16 documents x 64 tokens. They take turns in one
-process and medians are compared, because the machine's speed drifts. Peak memory is measured in a process of its own
-for each objective.
+process and medians are compared, because the machine's speed drifts. Peak memory is the resident memory (on Linux) of a
+process of its own for each objective.
 """
 import argparse
 import resource
@@ -24,9 +24,7 @@ SETTING = ["--pool", "16", "--questions", "16", "--document-tokens", "64"]
 
 
 def prepare(backbone, data):
-    run = Run(parse(["--backbone", backbone, "--data", data, *SETTING]))
-    run.choose_heads()
-    return run
+    return Run(parse(["--backbone", backbone, "--data", data, *SETTING]))
 
 
 def timed(run, objective, pool):
@@ -57,7 +55,7 @@ def compare(run, repeats):
 def peak_memory(args, objective):
     """Highest resident memory of a fresh process that takes two steps, in MB."""
     call = [sys.executable, __file__, "--backbone", args.backbone, "--data", args.data, "--memory-of", objective]
-    return int(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+    return int(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main(argv=None):
@@ -71,9 +69,13 @@ def main(argv=None):
     run = prepare(args.backbone, args.data)
     if args.memory_of:
         pools = run.pools(0)
-        [timed(run, args.memory_of, next(pools)) for _ in range(2)]
+        if args.memory_of != "infonce":
+            run.choose_heads()
+        for _ in range(2):
+            timed(run, args.memory_of, next(pools))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         return
+    run.choose_heads()
     seconds = compare(run, args.repeats)
     median = {objective: statistics.median(values) for objective, values in seconds.items()}
     memory = {objective: peak_memory(args, objective) for objective in seconds}

@@ -17,19 +17,23 @@ STOPWORDS = frozenset(
     "whose why will with you".split())
 
 
+# ending, what takes its place, the shortest rest, words that keep it
+ENDINGS = (("ies", "y", 2, ()), ("sses", "ss", 3, ()), ("ing", "", 3, ()), ("ed", "", 3, ("eed",)),
+           ("s", "", 3, ("ss", "us", "is")))
+
+
 def stem(token):
     """Cut common English endings, so that "bridges" meets "bridge" and "built in" does not meet "building".
 
     >>> [stem(t) for t in ("bridges", "glasses", "flies", "covered", "running", "this")]
     ['bridge', 'glass', 'fly', 'cover', 'run', 'this']
     """
-    for ending, replacement in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("ed", ""), ("s", "")):
-        if token.endswith(ending) and len(token) - len(ending) >= (2 if ending == "ies" else 3) and not token.endswith(
-                ("ss", "us", "is") if ending == "s" else "eed"):
-            token = token[: len(token) - len(ending)] + replacement
-            if ending in ("ing", "ed") and token[-1] == token[-2] and token[-1] not in "lsz":
-                token = token[:-1]
-            break
+    for ending, replacement, shortest, exceptions in ENDINGS:
+        rest = token.removesuffix(ending)
+        if rest != token and len(rest) >= shortest and not token.endswith(exceptions):
+            if ending in ("ing", "ed") and rest[-1] == rest[-2] and rest[-1] not in "lsz":
+                rest = rest[:-1]  # running -> runn -> run
+            return rest + replacement
     return token
 
 

@@ -169,7 +169,7 @@ def load_examples(folder):
 # ----------------------------------------------------------------------------------------------------------- pools
 
 
-def make_pools(examples, corpus, documents=16, questions=16, neighbours=4, seed=0):
+def make_pools(examples, corpus, documents, questions, neighbours, seed=0):
     """Endless Pools of `documents` candidates and up to `questions` examples, the same for the same seed.
 
     ASSUMPTION: candidates are the sources of the pool's questions, in runs of `neighbours` documents that follow each

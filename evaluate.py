@@ -138,6 +138,8 @@ def main(argv=None):
     if args.run and "," in args.data:
         raise BadInput("--run takes one collection")
     collections = load_collections(args.data, args.split)
+    if not collections:
+        raise BadInput("--data names no folder")
     retriever = BM25() if args.model == "bm25" else Retriever.load(args.model)
     results = {}
     for name, collection in collections.items():

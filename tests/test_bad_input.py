@@ -123,12 +123,17 @@ def test_what_cannot_be_written_is_refused_before_any_work(flags, out, tmp_path,
     for module in (train, evaluate):
         monkeypatch.setattr(module, "load_collections", lambda *_: pytest.fail("must be refused before any work is done"))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(BadInput, match="a file is in the way"):
-        train.main([*flags, "--out", str(tmp_path / "file")])
+    for place in ("file", "file/below"):
+        with pytest.raises(BadInput, match="is not a folder that can be written to"):
+            train.main([*flags, "--out", str(tmp_path / place)])
     for flag in ("--out", "--run"):
         with pytest.raises(BadInput, match="cannot be written"):
             evaluate.main(["--model", "bm25", "--data", str(collection_folder), flag, str(tmp_path / "none" / "x")])
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_no_collection(out):
+    assert "names no folder" in refused(evaluate.main, out, "--model", "bm25", "--data", ",")
 
 
 def test_two_collections_of_one_name(flags, out, tmp_path):
@@ -143,6 +148,7 @@ def test_a_device_that_is_not_there(flags, out, device):
 
 
 def test_a_run_that_diverges_stops_and_saves_no_retriever(flags, out):
+    train.main([*flags, "--out", str(out)])  # an earlier run in the same folder is not mixed with this one
     with pytest.raises(BadInput, match="step [2-9]: the loss or its gradient is not a number"):
         train.main([*flags, "--out", str(out), "--lr", "1e9", "--steps", "9"])
     assert not (out / "adapter_model.safetensors").exists() and not (out / "result.json").exists()

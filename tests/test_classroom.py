@@ -2,8 +2,6 @@
 import re
 from collections import Counter
 
-import pytest
-
 from bm25 import BM25
 from conftest import ROOT
 from data import load_collection, load_examples, read_jsonl
@@ -76,7 +74,5 @@ def test_lexical_search_does_not_solve_it():
     assert 0.45 <= evaluate(BM25(), COLLECTION)["ndcg@10"] <= 0.75
 
 
-@pytest.mark.parametrize("row", [0, 77, 239])
-def test_judgments_name_the_document_the_question_was_written_for(row):
-    query, target, document = TEST[row]
-    assert QUERIES[row]["_id"].rpartition("-")[0] == document and target in TEXT[document]["text"]
+def test_judgments_name_the_document_the_question_was_written_for():
+    assert [row["_id"].rpartition("-")[0] for row in QUERIES] == [document for _, _, document in TEST]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AttentionInterface, Gemma2Config, GPT2Config, AutoModelForCausalLM, MistralConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig, MistralConfig
 
 from conftest import tiny_llm
 from data import BadInput
@@ -125,17 +125,16 @@ def test_gradients_of_equations_2_to_5_are_finite_differences(kind, budget):
 
 
 def test_a_document_without_weight_has_no_influence_through_the_heads():
-    """With every head injected, what a weightless document says can't be seen - except by the prompt after it."""
+    """With every head of the only layer injected, what a weightless document says can't be seen."""
     llm = tiny_llm(num_hidden_layers=1)
     heads = [(0, h) for h in range(4)]
     input_ids, document_of, questions, target_mask, _ = pool([4, 6, 3])
-    weights = torch.tensor([[0.3, 0.0, 0.7]] * 3)
-    losses = []
-    for other in (input_ids, torch.where(document_of == 1, (input_ids + 7) % 257, input_ids)):
-        losses.append(target_nll(llm, prefill(llm, other, document_of), questions, target_mask, weights, heads))
-    assert torch.equal(*losses)
-    losses[1] = target_nll(llm, prefill(llm, other, document_of), questions, target_mask, weights.flip(1).roll(1, 1), heads)
-    assert not torch.allclose(*losses)
+    rewritten = torch.where(document_of == 1, (input_ids + 7) % 257, input_ids)
+    prefixes = [prefill(llm, ids, document_of) for ids in (input_ids, rewritten)]
+    for weight in (0.0, 0.2):
+        weights = torch.tensor([[0.3, weight, 0.7 - weight]] * 3)
+        one, two = (target_nll(llm, prefix, questions, target_mask, weights, heads) for prefix in prefixes)
+        assert torch.equal(one, two) == (weight == 0)
 
 
 def test_permuting_documents_with_their_weights_changes_nothing():
@@ -224,7 +223,7 @@ SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_atte
 @pytest.mark.parametrize("config, reason", [
     (Gemma2Config(**SMALL), "gemma2: soft-capped"),
     (MistralConfig(**SMALL, sliding_window=8), "mistral: its sliding window of 8 tokens is shorter than the input of"),
-    (GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=257, n_positions=12), "12"),
+    (BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=257), "bloom: .* does not let its attention function"),
 ])
 def test_other_architectures_are_refused_by_name(config, reason):
     input_ids, document_of, *_ = pool([9, 9])
@@ -253,6 +252,34 @@ def test_a_sliding_window_that_covers_the_input_changes_nothing():
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     with pytest.raises(BadInput, match="sliding window of 64"):
         prefill(wide, input_ids.repeat(1, 8), document_of.repeat(8))
+
+
+def test_a_layer_with_a_mask_of_its_own_is_refused():
+    """An architecture that narrows the mask inside a layer (sparse attention) would otherwise be read densely."""
+    llm = tiny_llm()
+    layer, plain = llm.model.layers[1].self_attn, llm.model.layers[1].self_attn.forward
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    prefix = prefill(llm, input_ids, document_of)
+    layer.forward = lambda *args, attention_mask=None, **kwargs: plain(*args, attention_mask=attention_mask & True, **kwargs)
+    with pytest.raises(BadInput, match="LlamaAttention masks its attention its own way"):
+        target_nll(llm, prefix, questions, target_mask, weights, HEADS)
+
+
+def test_half_precision_is_close_to_float32():
+    wide, half = tiny_llm(), tiny_llm(dtype=torch.bfloat16)
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6, 3])
+    one, two = (target_nll(llm, prefill(llm, input_ids, document_of), questions, target_mask, weights, HEADS) for llm in (wide, half))
+    assert two.dtype == torch.float32 and (one - two).abs().max() < 0.1 * one.abs().max()
+
+
+def test_gemma3_within_its_window():
+    llm = model_of(Gemma3TextConfig(**SMALL, initializer_range=0.3, sliding_window=64)).requires_grad_(False)
+    input_ids, document_of, questions, target_mask, weights = pool([4, 1, 6])
+    heads, grads = [(0, 1), (1, 3)], []
+    for nll in (target_nll(llm, prefill(llm, input_ids, document_of), questions, target_mask, weights.requires_grad_(), heads),
+                naive_nll(llm, input_ids, document_of, questions, target_mask, weights, heads)):
+        grads.append(torch.autograd.grad(nll.sum(), weights)[0])
+    assert (grads[0] - grads[1]).abs().max() <= 1e-4 * grads[1].abs().max()
 
 
 def test_a_context_that_is_too_long_is_refused():

@@ -1,7 +1,9 @@
 """The loop: what it may change, what it writes, and that it learns."""
+import ast
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -22,12 +24,15 @@ def tiny_run(backbone, folder, *flags):
 
 
 @pytest.mark.parametrize("objective", ["dream", "infonce"])
-def test_the_llm_stays_bit_identical_and_every_adapter_learns(tiny_folder, collection_folder, objective):
+def test_the_llm_stays_bit_identical_and_every_adapter_learns(tiny_folder, collection_folder, tmp_path, objective):
     run = tiny_run(tiny_folder, collection_folder, "--objective", objective)
     frozen = {n: p.clone() for n, p in run.retriever.llm.named_parameters() if not p.requires_grad}
     adapters = [p.clone() for p in run.retriever.parameters()]
     run.heads = [(0, 0), (1, 2), (2, 1)]
     train.train(run, lambda record: None)
+    run.retriever.save(tmp_path / "saved")
+    texts, fresh = list(run.corpus.values()), Retriever.load(tmp_path / "saved", device="cpu")
+    assert torch.equal(run.retriever.encode(texts, "document"), fresh.encode(texts, "document"))
     after = dict(run.retriever.llm.named_parameters())
     assert len(frozen) > 20 and all(torch.equal(after[name], value) for name, value in frozen.items())
     assert all(not torch.equal(was, now) for was, now in zip(adapters, run.retriever.parameters()))
@@ -174,8 +179,6 @@ def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
 
 
 def test_the_readme_names_only_flags_and_files_that_exist():
-    import re
-
     readme = (ROOT / "README.md").read_text()
     commands = re.findall(r"^ *python (\w+\.py)(.*?)(?:  +#.*)?$", readme, re.M)
     assert {"train.py", "evaluate.py"} <= {script for script, _ in commands}
@@ -188,10 +191,15 @@ def test_the_readme_names_only_flags_and_files_that_exist():
 
 
 def test_equations_in_the_readme_are_where_the_code_tags_them():
-    import re
-
     readme = (ROOT / "README.md").read_text()
-    claimed = set(re.findall(r"^\| \((\d)\) .*`(\w+\.py):", readme, re.M))
-    tagged = {(number, path.name) for path in ROOT.glob("*.py")
-              for number in re.findall(r"# eq \((\d)\)", path.read_text())}
+    rows = re.findall(r"^\| \((\d)\) .*\| (`.*`) \|$", readme, re.M)
+    claimed = {(number, place) for number, places in rows for place in re.findall(r"`([\w.:]+)`", places)}
+    tagged = set()
+    for path in ROOT.glob("*.py"):
+        lines, tree = path.read_text().splitlines(), ast.parse(path.read_text())
+        for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+            for function in (node for node in owner.body if isinstance(node, ast.FunctionDef)):
+                name = f"{path.name}:{getattr(owner, 'name', '')}.{function.name}".replace(":.", ":")
+                text = "\n".join(lines[function.lineno : function.end_lineno])
+                tagged |= {(number, name) for number in re.findall(r"# eq \((\d)\)", text)}
     assert claimed == tagged and {number for number, _ in tagged} == set("123456")
