@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from huggingface_hub.utils import logging as hub_logging
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,7 +138,8 @@ def load_backbone(name, device="auto", dtype="auto"):
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # a failure is told in one line, below
+    transformers_logging.set_verbosity_error()  # a failure is told in one line, below,
+    hub_logging.set_verbosity_error()  # after the hub's own retries, which can take a minute
     try:
         source = find_backbone(name)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -292,7 +292,8 @@ def main(argv=None):
             for label, values in (("BM25", bm25), ("before", before), ("after", after))}
     if rows:
         print(table(rows))
-    print(f"saved in {out}" + (f"; try: {sys.executable} evaluate.py --model {out} --data {config.data}" if rows else ""))
+    python = os.path.relpath(sys.executable)
+    print(f"saved in {out}" + (f"; try: {python} evaluate.py --model {out} --data {config.data}" if rows else ""))
 
 
 if __name__ == "__main__":
