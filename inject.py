@@ -54,7 +54,7 @@ class Suffixes:
     positions: torch.Tensor  # (N,) long: each question continues right behind the documents
     predicts: torch.Tensor  # (R,) long: the rows whose next token is a target token
     targets: torch.Tensor  # (R,) long: those target tokens
-    mask: torch.Tensor  # (1, 1, N, L + N) bool: the documents and the own question's earlier tokens
+    mask: torch.Tensor  # (1, 1, N, L + N), added to logits: 0 on documents and the own question's past, else -inf
 
 
 def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
@@ -119,7 +119,7 @@ class Reading:
     """What replaces a layer's attention during one pass. __call__(layer, q, k, v, scaling) -> (1, H, N, d)."""
 
     def __init__(self, mask=None):
-        self.mask = mask  # (1, 1, N, columns) bool; None: causal
+        self.mask = mask  # (1, 1, N, columns), added to logits; None: causal
         self.layers_seen = []
 
 
@@ -173,7 +173,9 @@ def pack(prefix, input_ids, target_mask):
     same = question_of[:, None] == question_of[None, :]  # (N, N)
     own = same & (position[:, None] >= position[None, :])
     documents = own.new_ones(len(question_of), len(prefix))
-    mask = torch.cat([documents, own], 1)[None, None]  # (1, 1, N, L + N)
+    seen = torch.cat([documents, own], 1)[None, None]  # (1, 1, N, L + N)
+    # Additive, made once: from a boolean mask SDPA would make one in every layer, a fifth of the attention's time.
+    mask = torch.zeros(seen.shape, dtype=prefix.keys[0].dtype, device=seen.device).masked_fill(~seen, -torch.inf)
     return Suffixes(input_ids[inputs], question_of, len(prefix) + position, predicts, input_ids[target_mask], mask)
 
 
@@ -203,7 +205,7 @@ class ScoreHeads(Reading):
         key = torch.cat([self.prefix.keys[layer], key], 2)
         value = torch.cat([self.prefix.values[layer], value], 2)
         logits = grouped(query[0, :, self.rows], key[0]) * scaling
-        p = logits.masked_fill(~self.mask[0, :, self.rows], -torch.inf).softmax(-1)  # (H, R, L + N)
+        p = (logits + self.mask[0, :, self.rows]).softmax(-1)  # (H, R, L + N)
         mass = (p[..., : len(self.prefix)] * self.on_source).sum(-1)  # (H, R)
         self.scores.append(mass @ self.share.to(mass))  # eq (6)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scaling, enable_gqa=True)
@@ -276,7 +278,7 @@ class Inject(Reading):
             logits = wide(q) @ wide(k[:, :L]).transpose(1, 2) * scaling
             return read_documents(logits, v[:, :L], self.prefix, self.weights)
         logits = wide(q) @ wide(k).transpose(1, 2) * scaling  # (n, N, L + N)
-        p = logits.masked_fill(~self.mask[0], -torch.inf).softmax(-1)
+        p = (logits + self.mask[0]).softmax(-1)
         outside = torch.cat([self.prefix.document_of < 0, self.prefix.document_of.new_ones(p.shape[-1] - L).bool()])
         mass = (p * ~outside).sum(-1, keepdim=True)  # (n, N, 1): m(t)
         documents = read_documents(logits[..., :L], v[:, :L], self.prefix, self.weights)

@@ -260,7 +260,7 @@ def test_a_layer_with_a_mask_of_its_own_is_refused():
     layer, plain = llm.model.layers[1].self_attn, llm.model.layers[1].self_attn.forward
     input_ids, document_of, questions, target_mask, weights = pool([4, 6])
     prefix = prefill(llm, input_ids, document_of)
-    layer.forward = lambda *args, attention_mask=None, **kwargs: plain(*args, attention_mask=attention_mask & True, **kwargs)
+    layer.forward = lambda *args, attention_mask=None, **kwargs: plain(*args, attention_mask=attention_mask + 0, **kwargs)
     with pytest.raises(BadInput, match="LlamaAttention masks its attention its own way"):
         target_nll(llm, prefix, questions, target_mask, weights, HEADS)
 
