@@ -86,8 +86,8 @@ def main(argv=None):
     print(f"dream / infonce: {ratio:.2f} in time, {memory['dream'] / memory['infonce']:.2f} in peak memory")
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.out, {"setting": " ".join(SETTING), "seconds": seconds, "median": median, "ratio": ratio,
-                              "peak_mb": memory, "threads": torch.get_num_threads(), **about_machine()})
+        write_json(args.out, {**about_machine(), "setting": " ".join(SETTING), "seconds": seconds, "median": median,
+                              "ratio": ratio, "peak_mb": memory, "threads": torch.get_num_threads()})
 
 
 if __name__ == "__main__":

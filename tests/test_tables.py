@@ -16,7 +16,7 @@ def test_a_cell_is_mean_and_sample_deviation():
 
 def test_every_result_says_how_it_came_about():
     paths = list((ROOT / "results").glob("*-[0-9].json"))
-    assert len(paths) >= 5
+    assert len(paths) >= 4
     for path in paths:
         result = json.loads(path.read_text())
         assert result["config"]["seed"] == int(path.stem[-1]) and result["command"].startswith("python train.py"), path
