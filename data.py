@@ -8,6 +8,7 @@ layout: `corpus.jsonl`, `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` 
 Whatever is wrong with a file is a `BadInput` with file, line and what to do. Knows tokenizers, but no models.
 """
 import json
+import os
 import random
 from collections import deque
 from dataclasses import dataclass
@@ -164,6 +165,13 @@ def load_examples(folder):
     if len({e.document for e in examples}) < 2:
         raise BadInput(f"{path}: the rows need at least two different documents to choose from")
     return examples
+
+
+def write_json(path, data):
+    """Write beside and rename, so that a reader never meets half a file."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
 
 
 # ----------------------------------------------------------------------------------------------------------- pools

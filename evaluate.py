@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from bm25 import BM25
-from data import BadInput, load_collections
-from model import Retriever, write_json
+from data import BadInput, load_collections, write_json
+from model import Retriever
 
 METRICS = ("ndcg", "map", "recall", "precision", "mrr")
 

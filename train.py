@@ -32,10 +32,10 @@ import transformers
 from tqdm import tqdm
 
 from bm25 import BM25
-from data import BadInput, Prompts, load_collections, load_corpus, load_examples, make_pools
+from data import BadInput, Prompts, load_collections, load_corpus, load_examples, make_pools, write_json
 from evaluate import command, evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads, target_nll
-from model import Retriever, load_backbone, write_json
+from model import Retriever, load_backbone
 
 
 def option(default, help, **more):
