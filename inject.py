@@ -44,6 +44,10 @@ class Prefix:
     def __len__(self):
         return self.document_of.numel()
 
+    def before(self, layer, key, value):
+        """A layer's keys and values of the documents, followed by those of the suffixes: (1, H_kv, L + N, d) each."""
+        return torch.cat([self.keys[layer], key], 2), torch.cat([self.values[layer], value], 2)
+
 
 @dataclass
 class Suffixes:
@@ -202,8 +206,7 @@ class ScoreHeads(Reading):
         self.scores = []
 
     def __call__(self, layer, query, key, value, scaling):
-        key = torch.cat([self.prefix.keys[layer], key], 2)
-        value = torch.cat([self.prefix.values[layer], value], 2)
+        key, value = self.prefix.before(layer, key, value)
         logits = grouped(query[0, :, self.rows], key[0]) * scaling
         p = (logits + self.mask[0, :, self.rows]).softmax(-1)  # (H, R, L + N)
         mass = (p[..., : len(self.prefix)] * self.on_source).sum(-1)  # (H, R)
@@ -262,8 +265,7 @@ class Inject(Reading):
             self.heads_of.setdefault(layer, []).append(head)
 
     def __call__(self, layer, query, key, value, scaling):
-        key = torch.cat([self.prefix.keys[layer], key], 2)  # (1, H_kv, L + N, d)
-        value = torch.cat([self.prefix.values[layer], value], 2)
+        key, value = self.prefix.before(layer, key, value)
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scaling, enable_gqa=True)
         if layer not in self.heads_of:
             return output

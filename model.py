@@ -8,8 +8,8 @@ same weights, held once in memory, are the frozen LLM that judges it. A saved re
 
 Symbols used everywhere: B questions, K documents in the pool, L tokens of the documents' prompt, T tokens of a padded
 row, N tokens of all questions packed, D the embedding's width, H heads, H_kv key-value heads, d a head's width, tau
-the temperature, R rows that predict a target, C columns (keys) of attention, n injected heads of a layer; query_emb (B, D), doc_emb (K, D), scores (B, K), weights (B, K).
-
+the temperature, R rows that predict a target, C columns (keys) of attention, n injected heads of a layer;
+query_emb (B, D), doc_emb (K, D), scores (B, K), weights (B, K).
 Left out: encoders that are not causal language models, merged export (see the README).
 """
 import hashlib
@@ -197,11 +197,11 @@ def add_lora(llm, rank, alpha, seed=0, targets=None):
 class Retriever:
     """Texts -> unit vectors. `kind` says which prompt stands before a text: "query" or "document"."""
 
-    def __init__(self, name, tokenizer, llm, prompts=None, max_tokens=512, lora=None):
+    def __init__(self, name, tokenizer, llm, prompts=None, max_tokens=512):
         self.name, self.tokenizer, self.llm = name, tokenizer, llm
         # ASSUMPTION: the published cards name no prompts; a query is marked, a document is not.
         self.prompts = prompts or {"query": "query: ", "document": ""}
-        self.max_tokens, self.lora = max_tokens, lora  # lora: {"rank": r, "alpha": a} once there are adapters
+        self.max_tokens, self.lora = max_tokens, None  # lora: {"rank": r, "alpha": a} once there are adapters
 
     @property
     def device(self):

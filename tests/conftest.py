@@ -33,6 +33,13 @@ def tiny_llm(kind="llama", dtype=torch.float32, seed=0, **changes):
     return llm.requires_grad_(False).eval()
 
 
+def save_tiny(folder, *args, **changes):
+    """A tiny backbone on disk, for whatever takes a name -> its folder."""
+    tiny_llm(*args, **changes).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(params=["llama", "qwen2", "qwen3"])
 def kind(request):
     return request.param
@@ -40,11 +47,7 @@ def kind(request):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A backbone on disk, for whatever takes a name."""
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_llm(seed=1).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_tiny(tmp_path_factory.mktemp("backbone"), seed=1)
 
 
 def write_collection(folder, documents=8):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, tiny_llm, tiny_tokenizer, write_collection
+from conftest import ROOT, save_tiny, tiny_tokenizer, write_collection
 
 import evaluate
 import train
@@ -32,10 +32,7 @@ def flags(tiny_folder, collection_folder):
 @pytest.fixture(scope="module")
 def short_folder(tmp_path_factory):
     """A backbone whose context holds 256 tokens."""
-    folder = tmp_path_factory.mktemp("short")
-    tiny_llm(max_position_embeddings=256).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_tiny(tmp_path_factory.mktemp("short"), max_position_embeddings=256)
 
 
 def refused(main, out, *flags):
@@ -109,9 +106,7 @@ def test_a_pool_must_fit_the_context(flags, out, short_folder, collection_folder
 def test_the_context_check_is_exact(flags, out, tmp_path, collection_folder, room, fits):
     prompts, corpus = Prompts(tiny_tokenizer(), 128), load_corpus(collection_folder)
     longest = prompts.context(corpus.values())[0].shape[1] + prompts.suffixes(load_examples(collection_folder))[0].shape[1] - 1
-    tiny_llm(max_position_embeddings=longest + room).save_pretrained(tmp_path / "llm")
-    tiny_tokenizer().save_pretrained(tmp_path / "llm")
-    again = [*flags, "--backbone", str(tmp_path / "llm"), "--pool", "8"]
+    again = [*flags, "--backbone", save_tiny(tmp_path / "llm", max_position_embeddings=longest + room), "--pool", "8"]
     if fits:
         train.main([*again, "--out", str(out)])
         assert (out / "result.json").is_file()

@@ -11,7 +11,7 @@ import torch
 import bench
 import evaluate
 import train
-from conftest import ROOT, tiny_llm, tiny_tokenizer, write_collection
+from conftest import ROOT, save_tiny, write_collection
 from data import BadInput, Pool, load_collection
 from inject import target_nll
 from model import Retriever
@@ -103,9 +103,7 @@ def test_main_writes_what_the_design_says_and_evaluate_reads_it(tiny_folder, col
 
 
 def test_another_model_can_judge(tiny_folder, collection_folder, tmp_path):
-    tiny_llm("qwen2", seed=3).save_pretrained(tmp_path)
-    Retriever.load(tiny_folder, device="cpu").tokenizer.save_pretrained(tmp_path)
-    run = tiny_run(tiny_folder, collection_folder, "--llm", str(tmp_path))
+    run = tiny_run(tiny_folder, collection_folder, "--llm", save_tiny(tmp_path, "qwen2", seed=3))
     run.choose_heads()
     with run.judge() as llm:
         assert llm.config.model_type == "qwen2"
@@ -143,9 +141,8 @@ def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
 
 def test_bench_compares_both_objectives(tmp_path, capsys):
     write_collection(tmp_path / "data", documents=12)
-    tiny_llm(num_hidden_layers=4).save_pretrained(tmp_path)  # the 16 heads that are injected
-    tiny_tokenizer().save_pretrained(tmp_path)
-    bench.main(["--backbone", str(tmp_path), "--data", str(tmp_path / "data"), "--repeats", "2", "--out", str(tmp_path / "bench.json")])
+    backbone = save_tiny(tmp_path, num_hidden_layers=4)  # the 16 heads that are injected
+    bench.main(["--backbone", backbone, "--data", str(tmp_path / "data"), "--repeats", "2", "--out", str(tmp_path / "bench.json")])
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert {k: len(v) for k, v in figures["seconds"].items()} == {"infonce": 2, "dream": 2}
     assert figures["ratio"] > 0 and figures["peak_mb"]["dream"] > 100
