@@ -8,6 +8,7 @@ process of its own for each objective.
 """
 import argparse
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,8 @@ def main(argv=None):
     print(f"dream / infonce: {ratio:.2f} in time, {memory['dream'] / memory['infonce']:.2f} in peak memory")
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.out, {**about_machine(), "setting": " ".join(SETTING), "seconds": seconds, "median": median,
+        write_json(args.out, {**about_machine(), "command": shlex.join(["python", "bench.py", *(sys.argv[1:] if argv is None else argv)]),
+                              "setting": " ".join(SETTING), "seed": run.config.seed, "seconds": seconds, "median": median,
                               "ratio": ratio, "peak_mb": memory, "threads": torch.get_num_threads()})
 
 

@@ -16,7 +16,7 @@ Nothing of the LLM is copied or patched: `attend` below is registered with trans
 
 Two facts make a step cheap, and both are exact. Documents come before every question, so their rows never see the
 weights: they are read once, without gradients (`prefill`). And the questions need not be padded or batched: they are
-packed into one row behind the documents, each seeing the documents and itself. Left out: sliding windows, soft-capping,
+packed into one row behind the documents, each seeing the documents and itself (attention.py). Left out: sliding windows, soft-capping,
 attention sinks and layers that are not softmax attention; they are refused by name. Symbols: see model.py.
 """
 import random
@@ -28,6 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from attention import read_both, read_own, read_prefix, wide
 from data import BadInput
 
 
@@ -38,15 +39,11 @@ class Prefix:
     document_of: torch.Tensor  # (L,) long: k for a token of document k, -1 for the prompt's own tokens
     token_at: torch.Tensor  # (K, M) long: position of document k's m-th token; 0 where it has fewer than m
     present: torch.Tensor  # (K, M) bool: does document k have an m-th token
-    keys: list = field(default_factory=list)  # per layer (1, H_kv, L, d)
+    keys: list = field(default_factory=list)  # per layer (H_kv, L, d)
     values: list = field(default_factory=list)
 
     def __len__(self):
         return self.document_of.numel()
-
-    def before(self, layer, key, value):
-        """A layer's keys and values of the documents, followed by those of the suffixes: (1, H_kv, L + N, d) each."""
-        return torch.cat([self.keys[layer], key], 2), torch.cat([self.values[layer], value], 2)
 
 
 @dataclass
@@ -56,9 +53,11 @@ class Suffixes:
     input_ids: torch.Tensor  # (N,)
     question_of: torch.Tensor  # (N,) long: b for a token of question b
     positions: torch.Tensor  # (N,) long: each question continues right behind the documents
+    token_at: torch.Tensor  # (B, T) long: the row of question b's t-th token; 0 where it has fewer than t
+    place: torch.Tensor  # (N,) long: b T + t for the t-th token of question b
     predicts: torch.Tensor  # (R,) long: the rows whose next token is a target token
     targets: torch.Tensor  # (R,) long: those target tokens
-    mask: torch.Tensor  # (1, 1, N, L + N), added to logits: 0 on documents and the own question's past, else -inf
+    mask: torch.Tensor  # (1, 1, N, N) bool: a row sees its own question's past; for transformers, which hands it to `attend`
 
 
 def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
@@ -102,44 +101,48 @@ def check_llm(llm, length):
 
 
 def forward(llm, reading, input_ids, positions, **kwargs):
-    """One pass over a row of tokens (N,) with `reading` in place of every layer's attention.
+    """One pass over a row of tokens (N,) with `reading` in place of every layer's attention; None if it had Enough.
 
     Leaves the model on "dream" attention, which without a `reading` is stock SDPA.
     """
     llm.set_attn_implementation("dream")
-    output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=reading.mask, use_cache=False,
-                 reading=reading, **kwargs)
+    try:
+        output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=reading.mask, use_cache=False,
+                     reading=reading, **kwargs)
+    except Enough:
+        output = None
     if reading.layers_seen != list(range(llm.config.get_text_config().num_hidden_layers)):
         raise BadInput(f"{llm.config.model_type}: not every layer is plain attention; use Qwen2, Qwen3 or Llama")
     return output
-
-
-def wide(x):
-    """At least float32: softmax and loss are never computed in half precision (float64 stays)."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Reading:
     """What replaces a layer's attention during one pass. __call__(layer, q, k, v, scaling) -> (1, H, N, d)."""
 
     def __init__(self, mask=None):
-        self.mask = mask  # (1, 1, N, columns), added to logits; None: causal
+        self.mask = mask  # (1, 1, N, N) bool; None: causal
         self.layers_seen = []
 
 
 # ------------------------------------------------------------------------------------------ reading the documents
 
 
-class ReadDocuments(Reading):
-    """Plain causal attention that keeps every layer's keys and values in `prefix`."""
+class Enough(Exception):
+    """Ends a forward pass: nobody reads what would follow."""
 
-    def __init__(self, prefix):
+
+class ReadDocuments(Reading):
+    """Plain causal attention that keeps every layer's keys and values in `prefix`; done once the last layer's are there."""
+
+    def __init__(self, prefix, layers):
         super().__init__()
-        self.prefix = prefix
+        self.prefix, self.layers = prefix, layers
 
     def __call__(self, layer, query, key, value, scaling):
-        self.prefix.keys.append(key)
-        self.prefix.values.append(value)
+        self.prefix.keys.append(key[0])
+        self.prefix.values.append(value[0])
+        if len(self.prefix.keys) == self.layers:
+            raise Enough
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
 
 
@@ -159,8 +162,8 @@ def prefill(llm, input_ids, document_of):
     lengths = torch.tensor([len(p) for p in positions], device=token_at.device)
     present = torch.arange(token_at.shape[1], device=token_at.device) < lengths[:, None]
     prefix = Prefix(document_of, token_at, present)
-    forward(llm, ReadDocuments(prefix), input_ids[0], torch.arange(len(prefix), device=input_ids.device),
-            logits_to_keep=1)
+    reading = ReadDocuments(prefix, llm.config.get_text_config().num_hidden_layers)
+    forward(llm, reading, input_ids[0], torch.arange(len(prefix), device=input_ids.device))
     return prefix
 
 
@@ -174,23 +177,13 @@ def pack(prefix, input_ids, target_mask):
     inputs = column < last  # (B, T): the tokens that are read
     question_of, position = inputs.nonzero(as_tuple=True)
     predicts = target_mask.roll(-1, dims=1)[inputs].nonzero().flatten()
-    same = question_of[:, None] == question_of[None, :]  # (N, N)
-    own = same & (position[:, None] >= position[None, :])
-    documents = own.new_ones(len(question_of), len(prefix))
-    seen = torch.cat([documents, own], 1)[None, None]  # (1, 1, N, L + N)
-    # Additive, made once: from a boolean mask SDPA would make one in every layer, a fifth of the attention's time.
-    mask = torch.zeros(seen.shape, dtype=prefix.keys[0].dtype, device=seen.device).masked_fill(~seen, -torch.inf)
-    return Suffixes(input_ids[inputs], question_of, len(prefix) + position, predicts, input_ids[target_mask], mask)
+    token_at = torch.zeros_like(input_ids).masked_scatter(inputs, torch.arange(len(position), device=inputs.device))
+    mask = (question_of[:, None] == question_of) & (position[:, None] >= position)
+    return Suffixes(input_ids[inputs], question_of, len(prefix) + position, token_at, question_of * T + position, predicts,
+                    input_ids[target_mask], mask[None, None])
 
 
 # ------------------------------------------------------------------------------- which heads look at the document
-
-
-def grouped(query, key):
-    """Attention logits of all heads without copying shared keys: (H, R, d), (H_kv, C, d) -> (H, R, C), float32."""
-    H, R, d = query.shape
-    logits = wide(query).reshape(key.shape[0], -1, d) @ wide(key).transpose(1, 2)  # heads that share keys become rows
-    return logits.view(H, R, -1)
 
 
 class ScoreHeads(Reading):
@@ -198,7 +191,7 @@ class ScoreHeads(Reading):
 
     def __init__(self, prefix, suffixes, source):
         super().__init__(suffixes.mask)
-        self.prefix, self.rows = prefix, suffixes.predicts
+        self.prefix, self.suffixes, self.rows = prefix, suffixes, suffixes.predicts
         question = suffixes.question_of[self.rows]  # (R,)
         self.on_source = prefix.document_of[None, :] == source[question][:, None]  # (R, L)
         rows_of = torch.bincount(question, minlength=len(source))
@@ -206,12 +199,15 @@ class ScoreHeads(Reading):
         self.scores = []
 
     def __call__(self, layer, query, key, value, scaling):
-        key, value = self.prefix.before(layer, key, value)
-        logits = grouped(query[0, :, self.rows], key[0]) * scaling
-        p = (logits + self.mask[0, :, self.rows]).softmax(-1)  # (H, R, L + N)
-        mass = (p[..., : len(self.prefix)] * self.on_source).sum(-1)  # (H, R)
+        query = wide(query[0]) * scaling
+        keys, values = self.prefix.keys[layer], self.prefix.values[layer]
+        own = read_own(query, key[0], value[0], self.suffixes)
+        output, lse = read_both(read_prefix(query, keys, values), own)
+        rows = query[:, self.rows].view(len(keys), -1, keys.shape[-1])  # heads that share keys become rows
+        logits = (rows @ wide(keys).transpose(1, 2)).view(len(query), -1, len(self.prefix))  # (H, R, L)
+        mass = ((logits - lse[:, self.rows]).exp() * self.on_source).sum(-1)  # (H, R)
         self.scores.append(mass @ self.share.to(mass))  # eq (6)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scaling, enable_gqa=True)
+        return output[None].to(value)
 
 
 @torch.no_grad()
@@ -258,33 +254,34 @@ class Inject(Reading):
 
     def __init__(self, prefix, suffixes, weights, heads, budget):
         super().__init__(suffixes.mask)
-        self.prefix, self.budget = prefix, budget
+        self.prefix, self.suffixes, self.budget = prefix, suffixes, budget
         self.weights = None if heads is None else wide(weights)[suffixes.question_of]  # (B, K) -> (N, K)
         self.heads_of = {}  # layer -> its injected heads
         for layer, head in heads or []:
             self.heads_of.setdefault(layer, []).append(head)
 
     def __call__(self, layer, query, key, value, scaling):
-        key, value = self.prefix.before(layer, key, value)
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scaling, enable_gqa=True)
-        if layer not in self.heads_of:
-            return output
-        heads = torch.tensor(self.heads_of[layer], device=query.device)
-        shared = heads * key.shape[1] // query.shape[1]  # the key-value head that each of them uses
-        return output.index_copy(1, heads, self.inject(query[0, heads], key[0, shared], value[0, shared], scaling)[None])
+        query, keys, values = wide(query[0]) * scaling, self.prefix.keys[layer], self.prefix.values[layer]
+        own = read_own(query, key[0], value[0], self.suffixes)
+        output, _ = read_both(read_prefix(query, keys, values), own)
+        if layer in self.heads_of:
+            heads = torch.tensor(self.heads_of[layer], device=query.device)
+            shared = heads * len(keys) // len(query)  # the key-value head that each of them uses
+            injected = self.inject(query[heads], wide(keys[shared]), wide(values[shared]), *(x[heads] for x in own))
+            output = output.index_copy(0, heads, injected)
+        return output[None].to(value)
 
-    def inject(self, q, k, v, scaling):
-        """q: (n, N, d); k, v: (n, L + N, d) -> (n, N, d)."""
-        L = len(self.prefix)
+    def inject(self, query, keys, values, own, own_lse):
+        """query, own: (n, N, d); keys, values: (n, L, d); own_lse: (n, N, 1) -> (n, N, d)."""
+        logits = query @ keys.transpose(1, 2)  # (n, N, L)
+        documents = read_documents(logits, values, self.prefix, self.weights)
         if self.budget == "documents":
-            logits = wide(q) @ wide(k[:, :L]).transpose(1, 2) * scaling
-            return read_documents(logits, v[:, :L], self.prefix, self.weights)
-        logits = wide(q) @ wide(k).transpose(1, 2) * scaling  # (n, N, L + N)
-        p = (logits + self.mask[0]).softmax(-1)
-        outside = torch.cat([self.prefix.document_of < 0, self.prefix.document_of.new_ones(p.shape[-1] - L).bool()])
-        mass = (p * ~outside).sum(-1, keepdim=True)  # (n, N, 1): m(t)
-        documents = read_documents(logits[..., :L], v[:, :L], self.prefix, self.weights)
-        return (p * outside).to(v) @ v + mass.to(v) * documents  # eq (4), budget="keep"
+            return documents
+        lse = torch.logaddexp(logits.logsumexp(-1, keepdim=True), own_lse)
+        p = (logits - lse).exp()  # (n, N, L): the head's own attention to the documents' prompt
+        outside = p.masked_fill(self.prefix.document_of >= 0, 0)
+        mass = (p - outside).sum(-1, keepdim=True)  # (n, N, 1): m(t)
+        return outside @ values + (own_lse - lse).exp() * own + mass * documents  # eq (4), budget="keep"
 
 
 def target_nll(llm, prefix, input_ids, target_mask, weights=None, heads=None, budget="documents"):

@@ -1,0 +1,70 @@
+"""Attention read in two parts against one softmax over everything; gradients against finite differences."""
+import pytest
+import torch
+
+import attention
+from attention import SharedAttention, read_both, read_chunked, read_fused, read_own, read_prefix
+from inject import Prefix, pack
+
+
+def random(*shape, dtype=torch.float64, seed=0, **more):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype, **more)
+
+
+@pytest.mark.parametrize("read", [read_chunked, read_fused])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_both_ways_of_reading_are_softmax_attention(read, dtype, tolerance, monkeypatch):
+    query, key, value = (random(2, n, 8, dtype=dtype, seed=seed) for seed, n in enumerate((13, 17, 17)))
+    monkeypatch.setattr(attention, "chunks", lambda query, key: [slice(0, 5), slice(5, 10), slice(10, 15)])
+    output, lse = read(query, key, value)
+    logits = torch.einsum("hrd,hld->hrl", query.double(), key.double())
+    assert torch.allclose(output.double(), logits.softmax(-1) @ value.double(), rtol=0, atol=tolerance)
+    assert torch.allclose(lse.double(), logits.logsumexp(-1, keepdim=True), rtol=0, atol=10 * tolerance)
+    assert output.dtype == lse.dtype == dtype
+
+
+def test_large_logits_do_not_overflow():
+    query, key, value = random(1, 4, 8) * 1e3, random(1, 6, 8, seed=1), random(1, 6, 8, seed=2)
+    for read in (read_chunked, read_fused):
+        assert all(x.isfinite().all() for x in read(query, key, value))
+
+
+@pytest.mark.parametrize("read", ["read_chunked", "read_fused"])
+def test_gradients_of_output_and_log_sum_exp_are_finite_differences(read, monkeypatch):
+    monkeypatch.setattr(attention, "read_fused", getattr(attention, read))
+    monkeypatch.setattr(attention, "chunks", lambda query, key: [slice(0, 2), slice(2, 9)])
+    query, key, value = random(2, 5, 4, requires_grad=True), random(2, 6, 4, seed=1), random(2, 6, 4, seed=2)
+    assert torch.autograd.gradcheck(lambda q: SharedAttention.apply(q, key, value), query)
+
+
+def test_chunks_hold_every_row_once_whatever_the_size():
+    for rows, columns in ((1, 1), (7, 2**21), (1000, 3000), (5, 2**10)):
+        query, key = torch.empty(1, device="meta").expand(3, rows, 2), torch.empty(1, device="meta").expand(3, columns, 2)
+        parts = [list(range(rows))[part] for part in attention.chunks(query, key)]
+        assert sum(parts, []) == list(range(rows)) and all(parts)
+
+
+def test_documents_and_own_past_together_are_one_masked_softmax():
+    """Questions of unequal length, two heads to a key; the reference builds the whole mask and copies the keys."""
+    H, H_kv, L, d = 4, 2, 6, 8
+    target_mask = torch.tensor([[0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]).bool()
+    suffixes = pack(Prefix(torch.zeros(L).long(), None, None), torch.arange(1, 16).view(3, 5), target_mask)
+    N = len(suffixes.input_ids)
+    assert N == 2 + 3 + 4 and suffixes.input_ids.tolist() == [1, 2, 6, 7, 8, 11, 12, 13, 14]
+    query, key, value = random(H, N, d), random(H_kv, N, d, seed=1), random(H_kv, N, d, seed=2)
+    documents_key, documents_value = random(H_kv, L, d, seed=3), random(H_kv, L, d, seed=4)
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    output, lse = read_both(read_prefix(query, documents_key, documents_value), read_own(query, key, value, suffixes))
+
+    question = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2])
+    seen = (question[:, None] == question) & torch.ones(N, N).tril().bool()
+    seen = torch.cat([torch.ones(N, L).bool(), seen], 1)
+    keys = torch.cat([documents_key, key], 1).repeat_interleave(H // H_kv, 0)
+    values = torch.cat([documents_value, value], 1).repeat_interleave(H // H_kv, 0)
+    logits = (query @ keys.transpose(1, 2)).masked_fill(~seen, -torch.inf)
+    expected = logits.softmax(-1) @ values
+    assert torch.allclose(output, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(lse, logits.logsumexp(-1, keepdim=True), rtol=0, atol=1e-12)
+    weight = random(H, N, d, seed=5)
+    ours, naive = (torch.autograd.grad((x * weight).sum(), inputs) for x in (output, expected))
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(ours, naive))
