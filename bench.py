@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-from data import write_json
-from evaluate import command
+from data import command, write_json
 from train import Run, about_machine, parse
 
 SETTING = ["--pool", "16", "--questions", "16", "--document-tokens", "64"]

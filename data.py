@@ -3,13 +3,21 @@
 A training folder holds `corpus.jsonl` ({"_id", "title", "text"}) and `train.jsonl` ({"query", "target", "document"}):
 a question, the text that answers it, and the id of the document it comes from. The source document is *not* a label
 for DREAM: it only makes sure that a pool of candidates can answer its questions. An evaluation folder has the BEIR
-layout: `corpus.jsonl`, `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` (query-id, corpus-id, score).
+layout: `corpus.jsonl`, `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` (query-id, corpus-id, score) or TREC's
+own qrels (query, 0, document, relevance). Each of these files may be compressed (`.gz`).
+
+    python data.py beir scifact my_data/scifact        # fetch a public collection; hub:OWNER/NAME from the hub
 
 Whatever is wrong with a file is a `BadInput` with file, line and what to do. Knows tokenizers, but no models.
 """
+import argparse
+import contextlib
+import gzip
 import json
 import os
 import random
+import sys
+import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +29,17 @@ class BadInput(ValueError):
     """Something that the user can mend; commands print it as one line and exit with code 2."""
 
 
+def command(main):
+    """Run a script's main(): 2 and one line for bad input, 130 when interrupted."""
+    try:
+        main()
+    except BadInput as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 @dataclass
 class Collection:
     """What a retriever is measured on."""
@@ -28,6 +47,7 @@ class Collection:
     corpus: dict[str, str]  # document id -> "title text"
     queries: dict[str, str]  # query id -> text
     qrels: dict[str, dict[str, int]]  # query id -> {document id: relevance}
+    absent: int = 0  # judgments of documents that the corpus does not have; they count as never found
 
 
 @dataclass
@@ -55,26 +75,40 @@ class Pool:
 # --------------------------------------------------------------------------------------------------------- readers
 
 
-def read_jsonl(path, *fields):
-    """Yield (line number, object) of a JSON-lines file whose objects have `fields`, all strings."""
+def find_file(folder, *names):
+    """The first of `names` in `folder`, or compressed as `.gz`; if there is none, the first name, for the error message."""
+    there = (Path(folder) / f"{name}{gz}" for name in names for gz in ("", ".gz"))
+    return next((path for path in there if path.is_file()), Path(folder) / names[0])
+
+
+def read_lines(path):
+    """Yield (line number, bytes) of a file's lines that are not blank; `.gz` is decompressed. Raises BadInput."""
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file")
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if b"\\ud" in line.lower():
-                    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
-            except (ValueError, RecursionError) as error:  # also undecodable bytes
-                raise BadInput(f"{path}:{number}: not a line of JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise BadInput(f"{path}:{number}: expected an object with {', '.join(fields)}")
-            for name in fields:
-                if not isinstance(row.get(name), str):
-                    raise BadInput(f"{path}:{number}: the field {name!r} is missing or not a string")
-            yield number, row
+    try:
+        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+
+
+def read_jsonl(path, *fields):
+    """Yield (line number, object) of a JSON-lines file whose objects have `fields`, all strings."""
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+            if b"\\ud" in line.lower():
+                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:  # also undecodable bytes
+            raise BadInput(f"{path}:{number}: not a line of JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}:{number}: expected an object with {', '.join(fields)}")
+        for name in fields:
+            if not isinstance(row.get(name), str):
+                raise BadInput(f"{path}:{number}: the field {name!r} is missing or not a string")
+        yield number, row
 
 
 def load_texts(path):
@@ -93,23 +127,25 @@ def load_texts(path):
 
 
 def load_qrels(path):
-    """qrels/SPLIT.tsv with its header line -> {query id: {document id: relevance}}."""
-    qrels = {}
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            cells = line.rstrip(b"\r\n").split(b"\t")
-            if number == 1 and cells[-1].strip().isdigit():
-                raise BadInput(f"{path}:1: a judgment where the header belongs (query-id, corpus-id, score)")
-            if number == 1 or not line.strip():
+    """Judgments -> {query id: {document id: relevance}}; BEIR's three columns below a header, or TREC's four without."""
+    qrels, trec = {}, None
+    for number, line in read_lines(path):
+        cells = line.split()
+        if trec is None:
+            trec = len(cells) == 4 and cells[3].lstrip(b"+-").isdigit()
+            if not trec:
+                if line.rstrip().rpartition(b"\t")[2].isdigit():
+                    raise BadInput(f"{path}:{number}: a judgment where the header belongs (query-id, corpus-id, score)")
                 continue
-            try:
-                query, document, relevance = cells[0].decode(), cells[1].decode(), int(cells[2])
-            except (IndexError, ValueError):  # also undecodable bytes
-                raise BadInput(f"{path}:{number}: expected query-id, corpus-id and a whole number, "
-                               "separated by tabs") from None
-            if document in qrels.setdefault(query, {}):
-                raise BadInput(f"{path}:{number}: {query!r} and {document!r} are judged twice")
-            qrels[query][document] = relevance
+        cells = [cells[0], *cells[2:]] if trec and len(cells) == 4 else line.rstrip(b"\r\n").split(b"\t")
+        try:
+            query, document, relevance = cells[0].decode(), cells[1].decode(), int(cells[2])
+        except (IndexError, ValueError):  # also undecodable bytes
+            columns = "query, 0, document" if trec else "query-id, corpus-id"
+            raise BadInput(f"{path}:{number}: expected {columns} and a whole number, separated by tabs") from None
+        if document in qrels.setdefault(query, {}):
+            raise BadInput(f"{path}:{number}: {query!r} and {document!r} are judged twice")
+        qrels[query][document] = relevance
     if not qrels:
         raise BadInput(f"{path}: no judgments")
     return qrels
@@ -123,21 +159,29 @@ def check_folder(folder):
 
 def load_corpus(folder):
     """A folder's corpus.jsonl -> {document id: "title text"}, in file order."""
-    return load_texts(check_folder(folder) / "corpus.jsonl")
+    return load_texts(find_file(check_folder(folder), "corpus.jsonl"))
+
+
+def find_qrels(folder, split):
+    return find_file(Path(folder) / "qrels", *(f"{split}.{kind}" for kind in ("tsv", "trec", "qrels", "txt")))
 
 
 def load_collection(folder, split="test"):
     """A folder in BEIR layout -> Collection with the judged queries alone."""
     folder = check_folder(folder)
-    path = folder / "qrels" / f"{split}.tsv"
+    path = find_qrels(folder, split)
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in folder.glob("qrels/*.tsv"))) or "none"
+        there = ", ".join(sorted({p.name.partition(".")[0] for p in folder.glob("qrels/*.*")})) or "none"
         raise BadInput(f"{path}: no such split; there: {there}")
-    corpus, queries, qrels = load_corpus(folder), load_texts(folder / "queries.jsonl"), load_qrels(path)
+    corpus, queries, qrels = load_corpus(folder), load_texts(find_file(folder, "queries.jsonl")), load_qrels(path)
     missing = next((q for q in qrels if q not in queries), None)
     if missing is not None:
         raise BadInput(f"{path}: the query {missing!r} is judged, but queries.jsonl does not have it")
-    return Collection(corpus, {q: queries[q] for q in qrels}, qrels)
+    absent = sum(d not in corpus for judged in qrels.values() for d in judged)
+    if absent:
+        print(f"{path}: {absent} judgments are of documents that the corpus does not have; they count as never found",
+              file=sys.stderr)
+    return Collection(corpus, {q: queries[q] for q in qrels}, qrels, absent)
 
 
 def load_collections(folders, split="test"):
@@ -154,7 +198,7 @@ def load_collections(folders, split="test"):
 def load_examples(folder):
     """A training folder's train.jsonl -> [Example]; every document must stand in corpus.jsonl."""
     folder = check_folder(folder)
-    corpus, path, examples = load_corpus(folder), folder / "train.jsonl", []
+    corpus, path, examples = load_corpus(folder), find_file(folder, "train.jsonl"), []
     for number, row in read_jsonl(path, "query", "target", "document"):
         for name in ("query", "target"):
             if not row[name].strip():
@@ -167,11 +211,24 @@ def load_examples(folder):
     return examples
 
 
-def write_json(path, data):
-    """Write beside and rename, so that a reader never meets half a file."""
+@contextlib.contextmanager
+def replacing(path):
+    """A text file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput."""
     part = Path(f"{path}.part")
-    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_json(path, data):
+    with replacing(path) as file:
+        file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------------- pools
@@ -248,3 +305,21 @@ class Prompts:
         masks = [torch.arange(len(q) + len(a)) >= len(q) for q, a in zip(asked, answered)]
         pad = torch.nn.utils.rnn.pad_sequence
         return pad(rows, batch_first=True), pad(masks, batch_first=True)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="data.py", description="Make or fetch collections.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    beir = commands.add_parser("beir", help="fetch a public collection in BEIR layout", allow_abbrev=False)
+    beir.add_argument("name", help="one of BEIR's names (an unknown one lists them), or hub:OWNER/NAME")
+    beir.add_argument("out", help="the folder to make")
+    args = parser.parse_args(argv)
+    from fetch import fetch
+
+    fetch(args.name, args.out)
+
+
+if __name__ == "__main__":
+    from data import command, main  # the BadInput that fetch.py knows is this one, not that of __main__
+
+    command(main)

@@ -1,47 +1,95 @@
 """How good is a retriever: exact search and the metrics of trec_eval, in torch.
 
     python evaluate.py --model runs/dream --data classroom            # a folder that train.py wrote
-    python evaluate.py --model SmolLM2-135M --data DIR,DIR --out result.json
+    python evaluate.py --model SmolLM2-135M --data DIR,DIR --out result.json --run run.txt
     python evaluate.py --model bm25 --data classroom
+    python evaluate.py --model runs/dream --data classroom --ask "Which river is the longest?"
+    torchrun --nproc-per-node 4 evaluate.py --model runs/dream --data DIR --cache embeddings
 
 Metrics are means over the judged queries, as trec_eval defines them: a query that the run misses counts 0, a document
 without judgment is not relevant, gains are linear, equal scores (compared as float32) are ordered by document id,
-descending. Needs nothing but the folder and the collection; knows nothing of training.
+descending. A corpus is encoded and searched a chunk at a time; neither all scores nor all embeddings are ever held.
+Needs nothing but the folder and the collection; knows nothing of training.
 """
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from tqdm import tqdm
 
 from bm25 import BM25
-from data import BadInput, load_collections, write_json
+from cache import Cache
+from data import BadInput, command, load_collections, load_corpus, replacing, write_json
 from model import Retriever
+from processes import gather, processes, start_processes
 
-METRICS = ("ndcg", "map", "recall", "precision", "mrr")
+METRICS = ("ndcg", "map", "recall", "precision", "mrr", "success")
+GEOMETRY = ("alignment", "uniformity", "spread")
+ENCODE_CHUNK = 2048  # documents encoded, searched and cached together; also what processes share out among them
+SAMPLE = 2048  # documents whose embeddings the geometry is measured on
 
 
-def search(queries, documents, k, chunk=16384):
+# ---------------------------------------------------------------------------------------------------------- search
+
+
+def best_of(scores, k, group=64, floor=None):
+    """(N, M) scores -> the best k of each row in corpus order: (values, indices), (N, min(k, M)); ties: the first.
+
+    The best k lie in the k groups of columns whose maxima are highest, so that most columns are looked at only once;
+    where a row has no more than n groups above its `floor` (N, 1), n groups will do: what is not above it is not wanted.
+    """
+    N, M = scores.shape
+    if M % group == 0 and M // group > 2 * k:
+        maxima = scores.view(N, -1, group).amax(-1)  # (N, M / group)
+        groups = k if floor is None else min(k, int((maxima > floor).sum(1).max()))
+        best, at = maxima.topk(groups, dim=1)
+        tied = (maxima >= best[:, -1:]).sum(1) > groups if groups == k else torch.zeros(N, dtype=torch.bool)
+        at = at.sort(dim=1).values  # corpus order
+        columns = (at[:, :, None] * group + torch.arange(group, device=at.device)).flatten(1)  # (N, groups * group)
+        values, within = best_of(scores.gather(1, columns), k, group=M)
+        columns = columns.gather(1, within)
+    else:
+        values, columns = scores.topk(min(k, M), dim=1)
+        tied = (scores >= values[:, -1:]).sum(1) > columns.shape[1]
+    if tied.any():  # columns left out score like the last one taken
+        columns[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, : columns.shape[1]]
+    columns = columns.sort(dim=1).values
+    return scores.gather(1, columns), columns
+
+
+def merge(scores, indices, k):
+    """Candidates (N, C) -> the best k, best first; equal scores in order of their indices."""
+    indices, order = indices.sort(dim=1)
+    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], indices.gather(1, order)[:, :k]
+
+
+def search(queries, documents, k, chunk=None, found=None, offset=0):
     """Exact search by inner product: (N, D) and (M, D) -> (scores, indices), each (N, min(k, M)), best first.
 
-    Documents are scored `chunk` at a time and merged into a running top k; the full score matrix never exists.
+    Documents are scored `chunk` at a time (by default as many as give 256 MB of scores) and merged into a running top k;
+    the full score matrix never exists. `found`, an earlier result, is merged as well, and `offset` added to the indices.
     """
     assert queries.shape[1] == documents.shape[1], "queries and documents must have the same width"
-    k = min(k, len(documents))
-    scores = queries.new_empty(len(queries), 0, dtype=torch.float32)
-    indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    queries, chunk = queries.float(), chunk or max(1024, 2**26 // max(len(queries), 1) // 1024 * 1024)
+    scores, indices = found or (queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.long))
+    block = queries.new_empty(len(queries), min(chunk, len(documents)))
     for start in range(0, len(documents), chunk):
-        block = queries.float() @ documents[start : start + chunk].float().T  # (N, chunk)
-        best, at = block.topk(min(k, block.shape[1]), dim=1)
-        tied = (block >= best[:, -1:]).sum(1) > at.shape[1]  # documents left out score like the last one taken
-        at[tied] = block[tied].sort(dim=1, descending=True, stable=True).indices[:, : at.shape[1]]
-        at = at.sort(dim=1).values  # corpus order, for the stable sort below
-        scores = torch.cat([scores, block.gather(1, at)], 1)
-        indices = torch.cat([indices, at + start], 1)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)  # stable: equal scores keep corpus order
-        scores, indices = scores[:, :k], indices.gather(1, order)[:, :k]
+        part = documents[start : start + chunk].float()
+        block = block if len(part) == block.shape[1] else block.new_empty(len(queries), len(part))
+        torch.mm(queries, part.T, out=block)
+        values, columns = best_of(block, k, floor=scores[:, -1:] if scores.shape[1] == k else None)
+        scores, indices = torch.cat([scores, values], 1), torch.cat([indices, columns + start + offset], 1)
+        scores, indices = merge(scores, indices, k)
     return scores, indices
+
+
+# --------------------------------------------------------------------------------------------------------- metrics
 
 
 def rank(scored, depth):
@@ -50,117 +98,227 @@ def rank(scored, depth):
     return [document for _, document in sorted(zip(values, scored), reverse=True)[:depth]]
 
 
+def places(scored, documents):
+    """The ranks, from 1, that rank() gives to some `documents` of {document: score}, without sorting the others."""
+    values = np.fromiter(scored.values(), np.float32, len(scored))
+    own = np.array([scored[d] for d in documents], np.float32)
+    ordered = np.sort(values)
+    first, last = np.searchsorted(ordered, own), np.searchsorted(ordered, own, side="right")
+    result = (len(values) + 1 - last).tolist()
+    for i in np.flatnonzero(last - first > 1):  # equal scores: the greater ids come before
+        result[i] += sum(d > documents[i] for d, value in zip(scored, values) if value == own[i])
+    return result
+
+
 def compute_metrics(run, qrels, ks=(1, 3, 5, 10, 100)):
     """{query: {document: score}} and {query: {document: relevance}} -> {"ndcg@10": ...}, means over qrels' queries.
 
     ndcg: linear gain over log2(rank + 1); map, recall: over all relevant documents; precision: over k; mrr: 0 below
-    rank k. Relevant means relevance >= 1. A query of qrels without relevant documents counts 0.
+    rank k; success: a relevant one within k. Relevant means relevance >= 1. A query without relevant documents counts 0.
 
     >>> compute_metrics({"q": {"a": 1.0, "b": 2.0}}, {"q": {"a": 1}}, ks=(1, 2))["mrr@2"]
     0.5
     """
     depth = max(ks)
-    gains = torch.zeros(len(qrels), depth, dtype=torch.float64)  # (Q, depth): relevance at each rank of the run
-    ideal = torch.zeros(len(qrels), depth, dtype=torch.float64)  # the same for the best possible run
-    relevant = torch.zeros(len(qrels), dtype=torch.float64)  # (Q,): how many relevant documents there are
+    found, best = [], []  # (row of the query, place, relevance) of relevant documents: in the run, in the best possible run
     for row, (query, judged) in enumerate(qrels.items()):
-        found = [max(judged.get(d, 0), 0) for d in rank(run.get(query, {}), depth)]
-        best = sorted((r for r in judged.values() if r > 0), reverse=True)
-        gains[row, : len(found)] = torch.tensor(found, dtype=torch.float64)
-        ideal[row, : len(best[:depth])] = torch.tensor(best[:depth], dtype=torch.float64)
-        relevant[row] = len(best)
-    ranks = torch.arange(1, depth + 1, dtype=torch.float64)
-    hits = (gains > 0).double()
+        grades = {d: r for d, r in judged.items() if r > 0}
+        best += [(row, place, r) for place, r in enumerate(sorted(grades.values(), reverse=True), 1)]
+        if here := [d for d in grades if d in run.get(query, ())]:
+            found += [(row, place, grades[d]) for d, place in zip(here, places(run[query], here))]
+    gains, ideal = np.zeros((2, len(qrels), depth))  # (Q, depth): relevance at each rank
+    for matrix, entries in ((gains, found), (ideal, best)):
+        at = np.array(entries, np.int64).reshape(-1, 3)
+        at = at[at[:, 1] <= depth]
+        matrix[at[:, 0], at[:, 1] - 1] = at[:, 2]
+    relevant = np.bincount([row for row, _, _ in best], minlength=len(qrels))  # (Q,): how many relevant documents there are
+    ranks = np.arange(1, depth + 1)
+    hits = gains > 0
     precisions = hits.cumsum(1) / ranks  # (Q, depth): precision at each rank
-    discount = 1 / torch.log2(ranks + 1)
-    total = relevant.clamp(min=1)
+    discount = 1 / np.log2(ranks + 1)
+    total = relevant.clip(min=1)
     result = {}
     for k in ks:
         best = (ideal * discount)[:, :k].sum(1)
         values = {
-            "ndcg": (gains * discount)[:, :k].sum(1) / torch.where(best > 0, best, 1),
+            "ndcg": (gains * discount)[:, :k].sum(1) / np.where(best > 0, best, 1),
             "map": (precisions * hits)[:, :k].sum(1) / total,
             "recall": hits[:, :k].sum(1) / total,
             "precision": hits[:, :k].sum(1) / k,
-            "mrr": (hits / ranks)[:, :k].amax(1),
+            "mrr": (hits / ranks)[:, :k].max(1),
+            "success": hits[:, :k].any(1),
         }
-        result.update({f"{name}@{k}": values[name].mean().item() for name in METRICS})
+        result.update({f"{name}@{k}": float(values[name].mean()) for name in METRICS})
     return result
 
 
-def retrieve(retriever, collection, k=100, progress=False):
-    """Search all judged queries: {query: {document: score}} with the k best documents of each."""
-    ids, texts = list(collection.corpus), list(collection.corpus.values())
+def geometry(query_emb, document_emb, pairs, sample):
+    """How embeddings lie on the unit sphere (Wang & Isola 2020, arXiv 2005.10242): lower is better, except for spread.
+
+    query_emb: (N, D); document_emb: (W, D); pairs: (P, 2) long, rows of a query and of a document relevant to it;
+    sample: rows of documents. alignment: mean |q - d|^2 over pairs; uniformity: log mean exp(-2 |d - d'|^2) over
+    different documents of the sample; spread: 1 - |their mean|^2, 0 where all vectors are one.
+    """
+    q, d = F.normalize(query_emb.float(), dim=-1), F.normalize(document_emb.float(), dim=-1)
+    result = {"spread": 1 - d[sample].mean(0).square().sum().item()}
+    if len(pairs):
+        result["alignment"] = (q[pairs[:, 0]] - d[pairs[:, 1]]).square().sum(1).mean().item()
+    if len(sample) > 1:
+        result["uniformity"] = torch.pdist(d[sample]).square().mul(-2).exp().mean().log().item()
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- a collection
+
+
+def encode_chunks(retriever, texts, kind, progress=False, share=True):
+    """Yield (start, embeddings) of the chunks of `texts`: this process's share of them, or all."""
+    place, size = processes() if share else (0, 1)
+    starts = range(0, len(texts), ENCODE_CHUNK)[place::size]
+    label = {"query": "queries", "document": "documents"}[kind]
+    with tqdm(total=sum(len(texts[s : s + ENCODE_CHUNK]) for s in starts), desc=f"encoding {label}", unit="text",
+              disable=not progress or processes()[0] > 0, leave=False) as bar:
+        for start in starts:
+            embeddings = retriever.encode(texts[start : start + ENCODE_CHUNK], kind=kind, bar=bar)
+            if not embeddings.isfinite().all():
+                raise BadInput(f"the embeddings of {label} {start + 1} to {start + len(embeddings)} are not all finite numbers; "
+                               "try --dtype float32, or train with a smaller --lr")
+            yield start, embeddings.to(getattr(retriever, "device", "cpu"))
+
+
+def search_collection(retriever, collection, k, progress=False):
+    """Encode and search a whole Collection -> (scores, indices), both (N, min(k, M)), and the embeddings' geometry."""
+    texts, queries = list(collection.corpus.values()), list(collection.queries.values())
+    row_of = {document: row for row, document in enumerate(collection.corpus)}
+    pairs = [(n, row_of[d]) for n, query in enumerate(collection.queries)
+             for d, relevance in collection.qrels[query].items() if relevance > 0 and d in row_of]
+    pairs = torch.tensor(pairs[:: len(pairs) // 10_000 + 1], dtype=torch.long).view(-1, 2)
+    sample = torch.arange(0, len(texts), -(-len(texts) // SAMPLE))
+    wanted = torch.cat([sample, pairs[:, 1]]).unique()  # the documents whose embeddings the geometry needs
+    query_emb = torch.cat([emb for _, emb in encode_chunks(retriever, queries, "query", progress, share=False)])
+    kept = query_emb.new_zeros(len(wanted), query_emb.shape[1])
+    found = search(query_emb, query_emb[:0], k)
+    for start, document_emb in encode_chunks(retriever, texts, "document", progress):
+        found = search(query_emb, document_emb, k, found=found, offset=start)
+        here = (wanted >= start) & (wanted < start + len(document_emb))
+        kept[here.to(kept.device)] = document_emb[(wanted[here] - start).to(kept.device)].float()
+    if processes()[1] > 1:
+        dist.all_reduce(kept)  # each row is zero but in the process that has it
+        found = merge(gather(found[0], -torch.inf), gather(found[1], len(texts)), min(k, len(texts)))
+    pairs[:, 1] = torch.searchsorted(wanted, pairs[:, 1].contiguous())
+    return *found, geometry(query_emb.cpu(), kept.cpu(), pairs, torch.searchsorted(wanted, sample))
+
+
+def retrieve(retriever, collection, k=100, drop_self=False, progress=False):
+    """Search all judged queries -> {query: {document: score}} with the k best documents of each, and the geometry.
+
+    drop_self: the document that has the query's own id is left out (ArguAna and Quora, whose queries are documents).
+    """
+    ids, depth = list(collection.corpus), k + drop_self
     if isinstance(retriever, BM25):
-        scores, indices = retriever.search(list(collection.queries.values()), texts, k)
+        scores, indices = retriever.search(list(collection.queries.values()), list(collection.corpus.values()), depth)
+        shape = {}
     else:
-        documents = retriever.encode(texts, kind="document", progress=progress)
-        queries = retriever.encode(list(collection.queries.values()), kind="query", progress=progress)
-        scores, indices = search(queries, documents, k)
-    return {query: dict(zip((ids[i] for i in row), values))
-            for query, row, values in zip(collection.queries, indices.tolist(), scores.tolist())}
+        scores, indices, shape = search_collection(retriever, collection, depth, progress)
+    run = {}
+    for query, row, values in zip(collection.queries, indices.tolist(), scores.tolist()):
+        scored = [(ids[i], value) for i, value in zip(row, values) if not (drop_self and ids[i] == query)]
+        run[query] = dict(scored[:k])
+    return run, shape
 
 
-def evaluate(retriever, collection, ks=(1, 3, 5, 10, 100), progress=False):
-    """A Retriever (or BM25) on a Collection -> {"ndcg@10": ...}; see compute_metrics."""
-    return compute_metrics(retrieve(retriever, collection, max(ks), progress), collection.qrels, ks)
+def evaluate(retriever, collection, ks=(1, 3, 5, 10, 100), drop_self=False, progress=False):
+    """A Retriever (or BM25) on a Collection -> {"ndcg@10": ..., "alignment": ...}; see compute_metrics and geometry."""
+    run, shape = retrieve(retriever, collection, max(ks), drop_self, progress)
+    return {**compute_metrics(run, collection.qrels, ks), **shape}
+
+
+# ---------------------------------------------------------------------------------------------------- for people
 
 
 def table(rows, metrics=("ndcg@10", "recall@10", "mrr@10")):
     """{label: {metric: value}} -> lines for people."""
     width = max(len(label) for label in rows)
-    names = {"ndcg": "nDCG", "recall": "Recall", "mrr": "MRR", "map": "MAP", "precision": "P"}
-    heads = [f"{names[m.partition('@')[0]]}@{m.partition('@')[2]}" for m in metrics]
+    names = {"ndcg": "nDCG", "recall": "Recall", "mrr": "MRR", "map": "MAP", "precision": "P", "success": "Success"}
+    heads = ["@".join([names.get(m.partition("@")[0], m), *m.split("@")[1:]]) for m in metrics]
     lines = [" " * width + "".join(f"{h:>12s}" for h in heads)]
     return "\n".join(lines + [f"{label:{width}s}" + "".join(f"{values[m]:12.3f}" for m in metrics)
                               for label, values in rows.items()])
 
 
 def write_run(path, run, tag):
-    """TREC run format: query, Q0, document, rank, score, tag."""
-    with open(path, "w", encoding="utf-8") as file:
+    """TREC run format: query, Q0, document, rank, score, tag. Raises BadInput."""
+    names = [*run, *(d for scored in run.values() for d in scored)]
+    spaced = next((name for name in names if not name or len(name.split()) != 1), None)
+    if spaced is not None:
+        raise BadInput(f"{path}: the id {spaced!r} has a space in it, which TREC's run format cannot hold")
+    with replacing(path) as file:
         for query, scored in run.items():
             for place, document in enumerate(rank(scored, len(scored)), 1):
                 file.write(f"{query} Q0 {document} {place} {np.float32(scored[document]):.9g} {tag}\n")
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="a retriever folder, a backbone's name, or bm25")
+def parse(argv=None):
+    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="a retriever folder, a backbone's name, an encoder (folder or hub id), or bm25")
     parser.add_argument("--data", required=True, help="folders in BEIR layout, separated by commas")
     parser.add_argument("--split", default="test", help="qrels/SPLIT.tsv (default: %(default)s)")
     parser.add_argument("--run", help="write the rankings here, in TREC run format (one collection)")
     parser.add_argument("--out", help="write the metrics here, as JSON")
+    parser.add_argument("--cache", help="a folder to keep embeddings in: encoded once, resumable")
+    parser.add_argument("--drop-self", action="store_true", help="leave out the document that has the query's own id")
+    parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION", help="no measuring: show the best passages for a "
+                        "question; without one, type them in")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     args = parser.parse_args(argv)
     for path in filter(None, (args.out, args.run)):
-        if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
+        parent = Path(path).absolute().parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
             raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
     if args.run and "," in args.data:
         raise BadInput("--run takes one collection")
-    collections = load_collections(args.data, args.split)
-    if not collections:
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    start_processes()
+    collections = {} if args.ask is not None else load_collections(args.data, args.split)
+    corpus = load_corpus(args.data) if args.ask is not None else None
+    if not collections and not corpus:
         raise BadInput("--data names no folder")
-    retriever = BM25() if args.model == "bm25" else Retriever.load(args.model)
+    retriever = BM25() if args.model == "bm25" else Retriever.load(args.model, args.device, args.dtype)
+    if args.cache and args.model != "bm25":
+        retriever = Cache(retriever, args.cache)
+    if corpus:
+        from ask import ask, typed
+
+        return ask(retriever, corpus, [args.ask] if args.ask else typed())
     results = {}
     for name, collection in collections.items():
-        run = retrieve(retriever, collection, progress=True)
-        results[name] = compute_metrics(run, collection.qrels)
-        if args.run:
+        own = sum(query in collection.corpus for query in collection.queries)
+        if own and not args.drop_self:
+            print(f"{name}: {own} queries have the id of a document; if they are documents themselves, as in ArguAna and "
+                  "Quora, use --drop-self", file=sys.stderr)
+        run, shape = retrieve(retriever, collection, drop_self=args.drop_self, progress=True)
+        results[name] = {**compute_metrics(run, collection.qrels), **shape, "absent judgments": collection.absent}
+        if args.run and processes()[0] == 0:
             write_run(args.run, run, Path(args.model).resolve().name.replace(" ", "_"))
-    print(table(results))
+    if processes()[0] > 0:
+        return
+    if getattr(retriever, "cut", 0):
+        print(f"{retriever.cut} texts reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
+    if isinstance(retriever, Cache):
+        print(f"{retriever.found} embeddings were read from {args.cache}", file=sys.stderr)
+    rows = dict(results)
+    if len(rows) > 1:
+        rows["mean"] = {m: sum(r[m] for r in results.values()) / len(results) for m in next(iter(results.values()))}
+    print(table(rows, ("ndcg@10", "map@100", "recall@10", "recall@100", "mrr@10", "success@5")))
+    if args.model != "bm25":
+        print(table(rows, GEOMETRY))
     if args.out:
-        write_json(args.out, {"model": args.model, "split": args.split, "metrics": results})
-
-
-def command(main):
-    """Run a script's main(): 2 and one line for bad input, 130 when interrupted."""
-    try:
-        main()
-    except BadInput as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "metrics": results})
 
 
 if __name__ == "__main__":

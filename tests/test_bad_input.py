@@ -163,9 +163,9 @@ def test_a_folder_that_is_not_a_backbone(flags, out, tmp_path, collection_folder
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
-    message = refused(train.main, out, *flags, "--backbone", folder)
-    assert message.startswith(f"cannot load the backbone {str(folder)!r}: ") and "be reached" not in message
-    assert refused(evaluate.main, out, "--model", folder, "--data", collection_folder) == message
+    for message in (refused(train.main, out, *flags, "--backbone", folder),
+                    refused(evaluate.main, out, "--model", folder, "--data", collection_folder)):
+        assert message.startswith(f"cannot load the backbone {str(folder)!r}: ") and "be reached" not in message
 
 
 @pytest.mark.parametrize("files", [{"retriever.json": "{}"}, {"retriever.json": "{", "adapter_config.json": "{}"}])

@@ -1,4 +1,4 @@
-"""BM25 against its formula in plain loops, and by hand."""
+"""BM25 against its formula in plain loops, against the package bm25s, and by hand."""
 import math
 import random
 import tracemalloc
@@ -6,9 +6,9 @@ import tracemalloc
 import pytest
 import torch
 
-from bm25 import BM25, stem, tokenize
+from bm25 import BM25, STOPWORDS, stem, tokenize
 
-WORDS = ["apple", "pie", "plum", "corn", "bread", "milk", "año", "42", "7up", "salt"]  # no stop word, no ending
+WORDS = ["apple", "pie", "plum", "corn", "bread", "milk", "año", "42", "7up", "salt"]  # no stop word, ten stems
 
 
 def naive_scores(query, documents, k1, b):
@@ -77,9 +77,64 @@ def test_never_holds_the_full_score_matrix():
     assert scores.shape == (2000, 1) and peak < 4e6
 
 
+def test_ranks_like_a_full_sort():
+    rng = random.Random(1)
+    for _ in range(100):
+        documents = [" ".join(rng.choices(WORDS[:3], k=rng.randint(0, 3))) for _ in range(rng.randint(1, 40))]
+        full, at = BM25().search(["apple pie"], documents, len(documents))
+        score = dict(zip(at[0].tolist(), full[0].tolist()))
+        order = sorted(range(len(documents)), key=lambda d: (-score[d], d))
+        for k in range(len(documents) + 2):
+            scores, indices = BM25().search(["apple pie"], documents, k)
+            assert indices[0].tolist() == order[:k] and scores[0].tolist() == [score[d] for d in order[:k]]
+
+
+def test_agrees_with_bm25s():
+    bm25s = pytest.importorskip("bm25s", reason="the independent BM25 that scores are compared with")
+    rng, worst = random.Random(2), 0.0
+    vocabulary = [f"word{i}" for i in range(60)]
+    for settings in ({"k1": 0.9, "b": 0.4}, {"k1": 1.5, "b": 0.75}, {"k1": 2.0, "b": 0.0}):
+        weights = [1 / (i + 1) for i in range(50)]
+        documents = [" ".join(rng.choices(vocabulary[:50], weights, k=rng.randint(0, 40))) for _ in range(200)]
+        queries = [" ".join(["word0", *rng.choices(vocabulary, k=rng.randint(0, 8))]) for _ in range(30)]
+        reference = bm25s.BM25(method="lucene", **settings)
+        reference.index([tokenize(d) for d in documents], show_progress=False)
+        scores, indices = BM25(**settings).search(queries, documents, len(documents))
+        for row, query in enumerate(queries):
+            expected = torch.from_numpy(reference.get_scores(tokenize(query)))
+            worst = max(worst, (scores[row] - expected[indices[row]]).abs().max().item())
+    assert worst < 1e-5 and scores.max() > 1
+
+
+def test_one_index_serves_many_searches():
+    documents, other = ["apple pie", "plum pie", "corn"], ["milk", "pie"]
+    model = BM25().index(documents)
+    for queries, k in ((["pie", "corn"], 2), (["plum", "zebra", "pie pie"], 5), ([], 1)):
+        for found, expected in zip(model.top(queries, k), BM25().search(queries, documents, k)):
+            assert torch.equal(found, expected)
+    assert model.search(["pie"], other, 1)[1].tolist() == model.top(["pie"], 1)[1].tolist() == [[1]]  # a new index
+
+
+def test_nothing_to_search_or_to_find():
+    for documents, k in (([], 3), (["pie"], 0), ([], 0)):
+        scores, indices = BM25().search(["pie", "plum"], documents, k)
+        assert scores.shape == indices.shape == (2, 0)
+
+
 def test_tokens():
-    assert tokenize("The BRIDGES were covered, in 1883; an_Élan 7up!") == ["bridge", "cover", "1883", "élan", "7up"]
-    assert tokenize("built in the building") == ["built", "build"]
-    assert tokenize(" the, of ... ") == []
-    assert [stem(t) for t in ("glasses", "glass", "flies", "running", "this")] == [
-        "glass", "glass", "fly", "run", "this"]
+    assert tokenize("The BRIDGES are covered, in 1883; an Élan 7up!") == ["bridg", "cover", "1883", "élan", "7up"]
+    assert tokenize("def has_close_elements(x, n2): ...") == ["def", "has_close_element", "x", "n2"]
+    assert tokenize("Which of the 7 did I see?") == ["7", "did", "see"] and tokenize(" the, of ... ") == []
+    assert len(STOPWORDS) == 33 + 11
+    assert tokenize("Größen, МОСКВА; año α-β 日本 水 cafe\u0301") == [
+        "größen", "москва", "año", "α", "β", "日本", "水", "café"]
+
+
+def test_stems_keep_families_together_and_apart():
+    families = ["bridge bridges bridged bridging", "run runs running", "fly flies", "city cities", "glass glasses",
+                "virus viruses", "cover covers covered covering", "quick quickly", "speed speeds", "call called calls",
+                "study studies studied studying", "breed breeds breeding", "agree agrees agreeing", "basis"]
+    stems = [{stem(word) for word in family.split()} for family in families]
+    assert [len(s) for s in stems] == [1] * len(families) and len(set.union(*stems)) == len(families)
+    assert [stem(t) for t in ("glasses", "flies", "running", "this", "use", "2", "")] == [
+        "glass", "fli", "run", "this", "use", "2", ""]

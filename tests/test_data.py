@@ -1,4 +1,5 @@
 """data.py: readers name file and line, pools keep their promises, prompts know whose every token is."""
+import gzip
 import json
 import random
 from collections import Counter
@@ -9,7 +10,8 @@ import torch
 from conftest import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from data import INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, make_pools
+from data import (INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, make_pools,
+                  replacing)
 
 A, B = '{"_id": "a", "text": "x"}\n', '{"_id": "b", "text": "y"}\n'
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -85,6 +87,66 @@ def test_a_collection_has_the_judged_queries_alone(collection_folder):
     assert collection.qrels == {"q5": {"d1": 2, "d9": 1}, "q2": {"d2": 0}}
     assert collection.queries == {"q5": "What colour is 5?", "q2": "What colour is 2?"}
     assert len(collection.corpus) == 8 and collection.corpus["d3"] == "Box 3 The box number 3 is black."
+
+
+def test_compressed_files_and_trec_judgments_read_the_same(collection_folder):
+    plain = load_collection(collection_folder)
+    examples = load_examples(collection_folder)
+    for name in ("corpus.jsonl", "queries.jsonl", "train.jsonl", "qrels/test.tsv"):
+        path = collection_folder / name
+        (collection_folder / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert load_collection(collection_folder) == plain and load_examples(collection_folder) == examples
+    (collection_folder / "qrels" / "test.tsv.gz").unlink()
+    for name, gap in (("test.trec", " "), ("test.txt", "\t"), ("test.tsv", "  ")):
+        (collection_folder / "qrels" / name).write_text("".join(f"q{i}{gap}0{gap}d{i}{gap}1\n" for i in range(8)))
+        assert load_collection(collection_folder) == plain
+        (collection_folder / "qrels" / name).unlink()
+    (collection_folder / "qrels" / "dev.qrels").write_text("q1 Q0 d1 -1\nq1 0 d2 2\n\n q2 0 d9 0\n")
+    assert load_collection(collection_folder, "dev").qrels == {"q1": {"d1": -1, "d2": 2}, "q2": {"d9": 0}}
+
+
+@pytest.mark.parametrize("text", ["q1 0 d1 1\nq1 0 d2\n", "q1 0 d1 1\nq1 0 d2 yes\n", "q1 0 d1 1\nq1 0 d1 1\n"])
+def test_wrong_trec_judgments_are_refused_with_their_line(collection_folder, text):
+    (collection_folder / "qrels" / "test.tsv").write_text(text)
+    assert "test.tsv:2: " in message_of(load_collection, collection_folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "plain"])
+def test_a_damaged_compressed_file_is_refused(collection_folder, damage):
+    path = collection_folder / "corpus.jsonl"
+    whole = gzip.compress(path.read_bytes(), mtime=0)
+    flipped = whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]  # the checksum
+    path.with_suffix(".jsonl.gz").write_bytes({"cut": whole[:-12], "flipped": flipped, "plain": path.read_bytes()}[damage])
+    path.unlink()
+    assert message_of(load_collection, collection_folder).startswith(f"{path}.gz: cannot be read")
+
+
+def test_judgments_of_absent_documents_are_counted_and_told(collection_folder, capsys):
+    (collection_folder / "qrels" / "test.tsv").write_text(HEADER + "q1\td1\t1\nq1\tgone\t1\nq2\tlost\t0\n")
+    assert load_collection(collection_folder).absent == 2
+    assert "2 judgments are of documents that the corpus does not have" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("title", ["", '"title": null, ', '"title": "", '])
+def test_a_missing_or_empty_title_leaves_no_trace(collection_folder, title):
+    (collection_folder / "corpus.jsonl").write_text('{"_id": "d1", %s"text": "Only text."}\n' % title)
+    assert load_corpus(collection_folder) == {"d1": "Only text."}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as file:
+        file.write("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        file.write("half of the new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(BadInput, match="cannot be written"), replacing(tmp_path / "none" / "file"):
+        pytest.fail("must not come so far")
+    with pytest.raises(BadInput, match="No space left"), replacing(path) as file:
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_examples_keep_their_order_without_outer_blanks(collection_folder):

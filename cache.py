@@ -1,0 +1,97 @@
+"""Embeddings kept on disk, so that a corpus is encoded once and an interrupted encoding goes on where it stopped.
+
+    DIR/KEY/about.json          which retriever, in words
+    DIR/KEY/DIGEST.npy          the embeddings of one chunk of texts, memory-mapped when they are read
+
+KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length);
+DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A chunk is written beside and renamed:
+after a kill -9 it is there whole, or not at all.
+"""
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import BadInput, write_json
+
+
+def digest(*parts):
+    """sha256 of byte strings or texts, each preceded by its length, so that no two lists of parts read the same."""
+    sha = hashlib.sha256()
+    for part in parts:
+        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()[:32]
+
+
+def tensor_bytes(tensor):
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def identity(retriever, kind):
+    """A digest of everything but the text that decides an embedding."""
+    weights = [x for name, tensor in retriever.llm.state_dict().items() for x in (name, str(tensor.dtype), tensor_bytes(tensor))]
+    settings = {"kind": kind, "prompt": retriever.prompts[kind], "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
+                "normalize": retriever.normalize, "config": retriever.llm.config.to_dict()}
+    tokenizer = json.loads(retriever.tokenizer.backend_tokenizer.to_str())
+    del tokenizer["truncation"], tokenizer["padding"]  # left over from the last call, and set anew by each
+    return digest(json.dumps([settings, tokenizer], sort_keys=True, default=str), *weights)
+
+
+class Cache:
+    """Wraps a Retriever: the same `encode`, but chunks of texts that were encoded before are read from disk."""
+
+    def __init__(self, retriever, folder):
+        self.retriever, self.folder, self.kinds = retriever, Path(folder), {}
+        self.found = 0  # texts whose embeddings were there
+        self.device, self.max_tokens = retriever.device, retriever.max_tokens
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--cache {folder}: cannot be written to ({error.strerror})") from None
+
+    @property
+    def cut(self):
+        return self.retriever.cut
+
+    def place(self, kind):
+        """The folder of this retriever's embeddings of a kind."""
+        if kind not in self.kinds:
+            self.kinds[kind] = self.folder / identity(self.retriever, kind)
+            others = [p for p in self.folder.iterdir() if p.is_dir() and p not in self.kinds.values()]
+            if not self.kinds[kind].is_dir():
+                if others:
+                    print(f"{self.folder}: has embeddings of other models or settings, which are left alone; "
+                          f"{kind} embeddings of {self.retriever.name} are made anew", file=sys.stderr)
+                self.kinds[kind].mkdir()
+                write_json(self.kinds[kind] / "about.json", {"retriever": self.retriever.name, "kind": kind})
+        return self.kinds[kind]
+
+    def encode(self, texts, kind="query", bar=None, **options):
+        """As Retriever.encode; `texts` is one chunk."""
+        path = self.place(kind) / f"{digest(*texts)}.npy"
+        if path.is_file():
+            try:
+                stored = np.load(path, mmap_mode="c", allow_pickle=False)
+                if stored.shape[0] != len(texts) or stored.dtype != np.float32:
+                    raise ValueError("another shape")
+            except (ValueError, OSError, EOFError) as error:
+                print(f"{path}: damaged, made anew ({error})", file=sys.stderr)
+            else:
+                self.found += len(texts)
+                if bar is not None:
+                    bar.update(len(texts))
+                return torch.from_numpy(stored)
+        embeddings = self.retriever.encode(texts, kind, bar=bar, **options)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        with open(part, "wb") as file:
+            np.save(file, embeddings.numpy())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        return embeddings

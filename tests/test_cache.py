@@ -1,0 +1,145 @@
+"""Embeddings on disk: the same numbers, resumed after kill -9, never another model's."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+from cache import Cache, digest, identity
+from conftest import ROOT, tiny_llm, tiny_tokenizer
+from data import BadInput, Collection
+from model import Retriever
+
+TEXTS = [f"text {i} " + "and more " * (i % 7) for i in range(50)]
+
+
+def retriever(**changes):
+    return Retriever("tiny", tiny_tokenizer(), tiny_llm(), **changes)
+
+
+def counting(made):
+    """A retriever that notes how many texts it encodes."""
+    encode, made.encoded = made.encode, 0
+
+    def count(texts, *args, **options):
+        made.encoded += len(texts)
+        return encode(texts, *args, **options)
+
+    made.encode = count
+    return made
+
+
+def test_the_second_time_embeddings_are_read_and_the_same(tmp_path):
+    plain = retriever()
+    first, second = counting(retriever()), counting(retriever())
+    for made, found in ((first, 0), (second, 50)):
+        cached = Cache(made, tmp_path / "cache")
+        assert torch.equal(cached.encode(TEXTS, "document"), plain.encode(TEXTS, "document"))
+        assert cached.found == found and made.encoded == 50 - found
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("change", [
+    {"prompts": {"query": "query: ", "document": "text: "}}, {"max_tokens": 9}, {"pooling": "mean"}, {"normalize": False}])
+def test_other_settings_are_other_embeddings_and_said_so(tmp_path, change, capsys):
+    Cache(retriever(), tmp_path).encode(TEXTS, "document")
+    other = retriever(**change)
+    cached = Cache(other, tmp_path)
+    assert torch.equal(cached.encode(TEXTS, "document"), other.encode(TEXTS, "document")) and cached.found == 0
+    assert "made anew" in capsys.readouterr().err
+
+
+def test_other_weights_other_tokens_and_other_kinds_have_other_keys():
+    keys = {identity(retriever(), "document"), identity(retriever(), "query")}
+    one_weight, trained, retokenized = retriever(), retriever(), retriever()
+    one_weight.llm.model.layers[1].mlp.up_proj.weight.data[3, 4] += 1e-3
+    trained.add_lora(4, 8)
+    retokenized.tokenizer.add_tokens(["text"])
+    keys |= {identity(made, "document") for made in (one_weight, trained, retokenized)}
+    assert len(keys) == 5 and identity(retriever(), "document") in keys
+
+
+def test_texts_are_told_apart_wherever_they_are_cut():
+    assert len({digest("ab", "c"), digest("a", "bc"), digest("abc"), digest("ab", "c", "")}) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "rows", "text"])
+def test_a_damaged_file_is_made_anew_with_a_word(tmp_path, damage, capsys):
+    expected = Cache(retriever(), tmp_path).encode(TEXTS, "document")
+    [path] = tmp_path.rglob("*.npy")
+    whole = path.read_bytes()
+    if damage == "rows":
+        np.save(path, np.zeros((3, 32), np.float32))
+    else:
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not an array" * 99}[damage])
+    assert torch.equal(Cache(retriever(), tmp_path).encode(TEXTS, "document"), expected)
+    assert "damaged" in capsys.readouterr().err and path.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="--cache"):
+        Cache(retriever(), tmp_path / "file")
+
+
+SCRIPT = """
+import sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+import evaluate, torch
+from cache import Cache
+from test_cache import collection, retriever
+evaluate.ENCODE_CHUNK = 10
+made = retriever()
+if sys.argv[2] == "slowly":
+    encode = made.encode
+    made.encode = lambda *args, **options: (time.sleep(.05), encode(*args, **options))[1]
+cached = Cache(made, sys.argv[1])
+run, shape = evaluate.retrieve(cached, collection(), k=7)
+torch.save((run, shape, cached.found), sys.argv[3])
+"""
+
+
+def collection():
+    corpus = {f"d{i}": text for i, text in enumerate(TEXTS * 4)}
+    return Collection(corpus, {"q": "text 3", "r": "more"}, {"q": {"d3": 1}, "r": {"d9": 1}})
+
+
+def test_killed_in_the_middle_and_started_again_it_continues(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
+
+    def command(pace):
+        return [sys.executable, script, tmp_path / "cache", pace, tmp_path / "found.pt"]
+
+    first = subprocess.Popen(command("slowly"))
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.rglob("*.npy"))) < 5:  # the queries and four chunks of twenty
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    whole = len(list(tmp_path.rglob("*.npy")))
+    assert not (tmp_path / "found.pt").exists() and 5 <= whole < 21
+    subprocess.run(command("again"), check=True)
+    run, shape, found = torch.load(tmp_path / "found.pt", weights_only=True)
+    # Equal texts are equal chunks: every fifth chunk repeats, so that more is found than was written before the kill.
+    assert found >= (whole - 1) * 10 + 2
+    with_patch = pytest.MonkeyPatch()
+    with_patch.setattr(evaluate, "ENCODE_CHUNK", 10)
+    assert (run, shape) == evaluate.retrieve(retriever(), collection(), k=7)
+    with_patch.undo()
+
+
+def test_the_cache_is_what_the_evaluator_uses(collection_folder, tiny_folder, tmp_path, capsys):
+    arguments = ["--model", tiny_folder, "--data", str(collection_folder), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    evaluate.main(arguments)
+    first = capsys.readouterr()
+    evaluate.main(arguments)
+    second = capsys.readouterr()
+    assert first.out == second.out and "nDCG@10" in first.out
+    assert "0 embeddings were read" in first.err and "16 embeddings were read" in second.err
