@@ -128,7 +128,11 @@ def load_weights(name, auto_class, device="auto", dtype="auto"):
         source = find_backbone(name)
         auto_class = auto_class if isinstance(auto_class, type) else auto_class(source)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = auto_class.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+        model, report = auto_class.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                   trust_remote_code=False, output_loading_info=True)
+        missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)  # no pooling here uses a pooler
+        if missing:  # or they would be random
+            raise BadInput(f"cannot load the backbone {name!r}: {len(missing)} weights are not in its files, such as {missing[0]}")
     except BadInput:
         raise
     except Exception as error:  # a damaged file raises whatever tokenizers, safetensors or gguf raise

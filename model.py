@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from backbones import BACKBONES, load_backbone  # noqa: F401  (both are names of this module, too)
+from backbones import BACKBONES, load_backbone
 from data import BadInput, write_json
 from peers import POOLINGS, load_encoder
 
@@ -136,18 +136,23 @@ class Retriever:
         return F.normalize(pooled, dim=-1) if self.normalize else pooled
 
     @torch.no_grad()
-    def encode(self, texts, kind="query", batch_tokens=4096, bar=None):
+    def encode(self, texts, kind="query", batch_tokens=None, bar=None):
         """Texts -> (N, D) float32 on the CPU, unit norm; kind: "query" or "document"; bar: a tqdm to update.
 
-        Batches hold texts of similar length, at most `batch_tokens` tokens with padding.
+        A batch holds at most `batch_tokens` tokens (by default 4,096 on a CPU, 65,536 elsewhere), of texts of one length
+        if those fill a quarter of it: without padding there is no mask either, which is faster.
         """
+        batch_tokens = batch_tokens or (4096 if self.device.type == "cpu" else 65536)
         rows = self.tokenize(texts, kind)
         self.cut += sum(len(r) >= self.max_tokens for r in rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
         result = torch.empty(len(rows), self.llm.config.hidden_size)
         start = 0
         while start < len(order):
-            stop = start + max(1, batch_tokens // len(rows[order[start]]))
+            longest, stop = len(rows[order[start]]), start + 1
+            while stop < len(order) and (stop + 1 - start) * longest <= batch_tokens and (
+                    len(rows[order[stop]]) == longest or (stop - start) * longest < batch_tokens // 4):
+                stop += 1
             batch = order[start:stop]
             result[batch] = self.embed([rows[i] for i in batch]).cpu()
             if bar is not None:
@@ -162,11 +167,12 @@ class Retriever:
         layers = self.adapters()
         tensors = {f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().cpu().contiguous()
                    for name, layer in layers.items() for part in ("lora_A", "lora_B")}
-        adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.hub_name(),
+        causal = self.llm.get_output_embeddings() is not None
+        adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM" if causal else "FEATURE_EXTRACTION", "base_model_name_or_path": self.hub_name(),
                    "r": self.lora["rank"], "lora_alpha": self.lora["alpha"], "lora_dropout": 0.0, "bias": "none",
                    "target_modules": sorted({n.rpartition(".")[2] for n in layers}), "inference_mode": True}
         local = self.name not in BACKBONES and Path(self.name).exists()
-        retriever = {"backbone": str(Path(self.name).resolve()) if local else self.name, "pooling": self.pooling,
+        retriever = {"backbone": str(Path(self.name).resolve()) if local else self.name, "causal": causal, "pooling": self.pooling,
                      "normalize": self.normalize, "prompts": self.prompts, "max_tokens": self.max_tokens}
         save_file(tensors, folder / "adapter_model.safetensors.part")
         os.replace(folder / "adapter_model.safetensors.part", folder / "adapter_model.safetensors")
@@ -193,8 +199,8 @@ class Retriever:
                 raise ValueError(f"the pooling {how['pooling']!r} is not known")
         except Exception as error:
             raise BadInput(f"{folder}: not a whole retriever folder ({' '.join(str(error).split())[:160]})") from None
-        tokenizer, llm, _ = load_encoder(backbone, device, dtype)
-        retriever = cls(backbone, tokenizer, llm, **how)
+        load = load_backbone if about.get("causal", True) else load_encoder
+        retriever = cls(backbone, *load(backbone, device, dtype)[:2], **how)
         retriever.add_lora(rank, alpha, targets=targets)
         for layer_name, layer in retriever.adapters().items():
             for part in ("lora_A", "lora_B"):

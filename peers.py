@@ -167,8 +167,6 @@ def load_encoder(name, device="auto", dtype="auto"):
         return tokenizer, model, how
     takes, kind = inspect.signature(model.forward).parameters, model.config.model_type
     types = tokenizer("a").get("token_type_ids")
-    if "decoder_input_ids" in takes:  # its configuration may say otherwise: an encoder saved alone is loaded as the whole
-        raise BadInput(f"{name}: an encoder-decoder ({kind}) is not supported")
     if types and "token_type_ids" in takes and (any(types) or not hasattr(model.config, "type_vocab_size")):
         raise BadInput(f"{name}: its tokenizer gives {kind} token types other than BERT's; not supported")
     if tokenizer.chat_template and find_file(source, "modules.json") is None:

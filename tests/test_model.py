@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from backbones import convert_gguf
-from conftest import ROOT, tiny_llm, tiny_tokenizer
+from conftest import ROOT, save_tiny, tiny_llm, tiny_tokenizer
 from data import BadInput
 from model import BACKBONES, Retriever, load_backbone
 
@@ -150,6 +150,27 @@ def test_a_folder_with_a_missing_tensor_is_refused(tmp_path, tiny_folder):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"half a file")
     with pytest.raises(BadInput, match="not a whole retriever folder"):
         Retriever.load(tmp_path, device="cpu")
+
+
+def test_weights_that_are_missing_are_refused_instead_of_made_up(tmp_path):
+    folder = save_tiny(tmp_path / "backbone")
+    tensors = load_file(tmp_path / "backbone" / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "backbone" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="1 weights are not in its files, such as model.layers.1.mlp.up_proj.weight"):
+        load_backbone(folder)
+
+
+def test_batches_of_one_length_hold_no_padding():
+    made, seen = retriever(), []
+    embed = made.embed
+    made.embed = lambda rows: seen.append([len(row) for row in rows]) or embed(rows)
+    texts = ["x" * n for n in [3] * 20 + [5] * 20 + [9] + [12] * 2]
+    vectors = made.encode(texts, "document", batch_tokens=60)
+    # 12s fill a quarter; the 9 alone does not, and takes one 5 with it; then twelve 5s fit, the rest, and so on
+    assert seen == [[12, 12], [9] + [5], [5] * 12, [5] * 7, [3] * 20]
+    assert all(max(lengths) * len(lengths) <= 60 for lengths in seen)
+    torch.testing.assert_close(vectors, torch.stack([made.encode([text], "document")[0] for text in texts]), atol=1e-5, rtol=0)
 
 
 def test_a_damaged_weight_file_is_refused(tmp_path):
