@@ -4,7 +4,8 @@ import sys
 import torch
 
 from bm25 import BM25
-from evaluate import encode_chunks, search
+from evaluate import encode_chunks
+from search import search
 
 
 def typed():
@@ -24,7 +25,7 @@ def ask(retriever, corpus, questions, k=5):
     if isinstance(retriever, BM25):
         index = retriever.index(texts)
     else:
-        document_emb = torch.cat([emb for _, emb in encode_chunks(retriever, texts, "document", progress=True)])
+        document_emb = torch.cat([emb for _, emb in encode_chunks(retriever, texts, "document", progress=True, share=False)])
     for question in questions:
         if isinstance(retriever, BM25):
             scores, indices = index.top([question], k)

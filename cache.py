@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import BadInput, write_json
+from data import BadInput, replacing, write_json
 
 
 def digest(*parts):
@@ -36,11 +36,17 @@ def tensor_bytes(tensor):
 def identity(retriever, kind):
     """A digest of everything but the text that decides an embedding."""
     weights = [x for name, tensor in retriever.llm.state_dict().items() for x in (name, str(tensor.dtype), tensor_bytes(tensor))]
+    tokenizer = retriever.tokenizer
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        reads = json.loads(backend.to_str())
+        del reads["truncation"], reads["padding"]  # left over from the last call, and set anew by each
+    else:
+        reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
+    config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
     settings = {"kind": kind, "prompt": retriever.prompts[kind], "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
-                "normalize": retriever.normalize, "config": retriever.llm.config.to_dict()}
-    tokenizer = json.loads(retriever.tokenizer.backend_tokenizer.to_str())
-    del tokenizer["truncation"], tokenizer["padding"]  # left over from the last call, and set anew by each
-    return digest(json.dumps([settings, tokenizer], sort_keys=True, default=str), *weights)
+                "normalize": retriever.normalize, "config": config, "tokenizer": reads, "eos": tokenizer.eos_token_id,
+                "adapters": [(name, layer.scaling, layer.enabled) for name, layer in retriever.adapters().items()]}
+    return digest(json.dumps(settings, sort_keys=True, default=str), *weights)
 
 
 class Cache:
@@ -48,12 +54,8 @@ class Cache:
 
     def __init__(self, retriever, folder):
         self.retriever, self.folder, self.kinds = retriever, Path(folder), {}
-        self.found = 0  # texts whose embeddings were there
+        self.asked = self.found = 0  # texts, and those whose embeddings were there
         self.device, self.max_tokens = retriever.device, retriever.max_tokens
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"--cache {folder}: cannot be written to ({error.strerror})") from None
 
     @property
     def cut(self):
@@ -62,36 +64,48 @@ class Cache:
     def place(self, kind):
         """The folder of this retriever's embeddings of a kind."""
         if kind not in self.kinds:
-            self.kinds[kind] = self.folder / identity(self.retriever, kind)
-            others = [p for p in self.folder.iterdir() if p.is_dir() and p not in self.kinds.values()]
-            if not self.kinds[kind].is_dir():
-                if others:
+            folder = self.folder / identity(self.retriever, kind)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                others = [p for p in self.folder.iterdir() if p.is_dir() and p not in self.kinds.values()]
+                if others and not folder.is_dir():
                     print(f"{self.folder}: has embeddings of other models or settings, which are left alone; "
                           f"{kind} embeddings of {self.retriever.name} are made anew", file=sys.stderr)
-                self.kinds[kind].mkdir()
-                write_json(self.kinds[kind] / "about.json", {"retriever": self.retriever.name, "kind": kind})
+                folder.mkdir(exist_ok=True)  # another process may be first
+            except OSError as error:
+                raise BadInput(f"--cache {self.folder}: cannot be written to ({error.strerror})") from None
+            if not (folder / "about.json").is_file():
+                write_json(folder / "about.json", {"retriever": str(self.retriever.name), "kind": kind})
+            self.kinds[kind] = folder
         return self.kinds[kind]
 
+    def read(self, path, count):
+        """The embeddings of a chunk of `count` texts, or None where they are absent or damaged."""
+        if not path.is_file():
+            return None
+        try:
+            stored = np.load(path, mmap_mode="c", allow_pickle=False)
+            if stored.shape != (count, self.retriever.llm.config.hidden_size) or stored.dtype != np.float32:
+                raise ValueError("another shape")
+        except (ValueError, OSError, EOFError) as error:
+            print(f"{path}: damaged, made anew ({error})", file=sys.stderr)
+            return None
+        return torch.from_numpy(stored)
+
     def encode(self, texts, kind="query", bar=None, **options):
-        """As Retriever.encode; `texts` is one chunk."""
+        """As Retriever.encode; `texts` is one chunk. Raises BadInput if the embeddings cannot be written."""
         path = self.place(kind) / f"{digest(*texts)}.npy"
-        if path.is_file():
-            try:
-                stored = np.load(path, mmap_mode="c", allow_pickle=False)
-                if stored.shape[0] != len(texts) or stored.dtype != np.float32:
-                    raise ValueError("another shape")
-            except (ValueError, OSError, EOFError) as error:
-                print(f"{path}: damaged, made anew ({error})", file=sys.stderr)
-            else:
-                self.found += len(texts)
-                if bar is not None:
-                    bar.update(len(texts))
-                return torch.from_numpy(stored)
+        self.asked += len(texts)
+        stored = self.read(path, len(texts))
+        if stored is not None:
+            self.found += len(texts)
+            if bar is not None:
+                bar.update(len(texts))
+            return stored
         embeddings = self.retriever.encode(texts, kind, bar=bar, **options)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with open(part, "wb") as file:
-            np.save(file, embeddings.numpy())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        if embeddings.isfinite().all():  # what is not is refused elsewhere, and must not stay
+            with replacing(path, mode="wb") as file:
+                np.save(file, embeddings.numpy())
+                file.flush()
+                os.fsync(file.fileno())
         return embeddings

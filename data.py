@@ -16,6 +16,7 @@ import gzip
 import json
 import os
 import random
+import secrets
 import sys
 import zlib
 from collections import deque
@@ -134,13 +135,15 @@ def load_qrels(path):
         if trec is None:
             trec = len(cells) == 4 and cells[3].lstrip(b"+-").isdigit()
             if not trec:
-                if line.rstrip().rpartition(b"\t")[2].isdigit():
+                if line.rstrip().rpartition(b"\t")[2].lstrip(b"+-").isdigit():
                     raise BadInput(f"{path}:{number}: a judgment where the header belongs (query-id, corpus-id, score)")
                 continue
-        cells = [cells[0], *cells[2:]] if trec and len(cells) == 4 else line.rstrip(b"\r\n").split(b"\t")
+        cells = cells if trec else line.rstrip(b"\r\n").split(b"\t")
         try:
-            query, document, relevance = cells[0].decode(), cells[1].decode(), int(cells[2])
-        except (IndexError, ValueError):  # also undecodable bytes
+            if len(cells) != (4 if trec else 3):
+                raise ValueError
+            query, document, relevance = cells[0].decode(), cells[-2].decode(), int(cells[-1])
+        except ValueError:  # also undecodable bytes
             columns = "query, 0, document" if trec else "query-id, corpus-id"
             raise BadInput(f"{path}:{number}: expected {columns} and a whole number, separated by tabs") from None
         if document in qrels.setdefault(query, {}):
@@ -163,7 +166,7 @@ def load_corpus(folder):
 
 
 def find_qrels(folder, split):
-    return find_file(Path(folder) / "qrels", *(f"{split}.{kind}" for kind in ("tsv", "trec", "qrels", "txt")))
+    return find_file(Path(folder) / "qrels", f"{split}.tsv", f"{split}.trec", f"{split}.qrels", f"{split}.txt")
 
 
 def load_collection(folder, split="test"):
@@ -174,8 +177,7 @@ def load_collection(folder, split="test"):
         there = ", ".join(sorted({p.name.partition(".")[0] for p in folder.glob("qrels/*.*")})) or "none"
         raise BadInput(f"{path}: no such split; there: {there}")
     corpus, queries, qrels = load_corpus(folder), load_texts(find_file(folder, "queries.jsonl")), load_qrels(path)
-    missing = next((q for q in qrels if q not in queries), None)
-    if missing is not None:
+    if (missing := next((q for q in qrels if q not in queries), None)) is not None:
         raise BadInput(f"{path}: the query {missing!r} is judged, but queries.jsonl does not have it")
     absent = sum(d not in corpus for judged in qrels.values() for d in judged)
     if absent:
@@ -212,18 +214,21 @@ def load_examples(folder):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """A text file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput."""
-    part = Path(f"{path}.part")
+def replacing(path, mode="w"):
+    """A file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput."""
+    path = Path(path)
+    device = path.exists() and not path.is_file()  # such as /dev/stdout, which must not be replaced
+    part = path if device else path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with open(part, "w", encoding="utf-8") as file:
+        with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-        os.replace(part, path)
+        if not device:
+            os.replace(part, path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            device or part.unlink(missing_ok=True)
 
 
 def write_json(path, data):
@@ -309,8 +314,8 @@ class Prompts:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="data.py", description="Make or fetch collections.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    beir = commands.add_parser("beir", help="fetch a public collection in BEIR layout", allow_abbrev=False)
+    beir = parser.add_subparsers(dest="command", required=True).add_parser(
+        "beir", help="fetch a public collection in BEIR layout", allow_abbrev=False)
     beir.add_argument("name", help="one of BEIR's names (an unknown one lists them), or hub:OWNER/NAME")
     beir.add_argument("out", help="the folder to make")
     args = parser.parse_args(argv)

@@ -27,66 +27,12 @@ from cache import Cache
 from data import BadInput, command, load_collections, load_corpus, replacing, write_json
 from model import Retriever
 from processes import gather, processes, start_processes
+from search import merge, search
 
 METRICS = ("ndcg", "map", "recall", "precision", "mrr", "success")
 GEOMETRY = ("alignment", "uniformity", "spread")
 ENCODE_CHUNK = 2048  # documents encoded, searched and cached together; also what processes share out among them
 SAMPLE = 2048  # documents whose embeddings the geometry is measured on
-
-
-# ---------------------------------------------------------------------------------------------------------- search
-
-
-def best_of(scores, k, group=64, floor=None):
-    """(N, M) scores -> the best k of each row in corpus order: (values, indices), (N, min(k, M)); ties: the first.
-
-    The best k lie in the k groups of columns whose maxima are highest, so that most columns are looked at only once;
-    where a row has no more than n groups above its `floor` (N, 1), n groups will do: what is not above it is not wanted.
-    """
-    N, M = scores.shape
-    if M % group == 0 and M // group > 2 * k:
-        maxima = scores.view(N, -1, group).amax(-1)  # (N, M / group)
-        groups = k if floor is None else min(k, int((maxima > floor).sum(1).max()))
-        best, at = maxima.topk(groups, dim=1)
-        tied = (maxima >= best[:, -1:]).sum(1) > groups if groups == k else torch.zeros(N, dtype=torch.bool)
-        at = at.sort(dim=1).values  # corpus order
-        columns = (at[:, :, None] * group + torch.arange(group, device=at.device)).flatten(1)  # (N, groups * group)
-        values, within = best_of(scores.gather(1, columns), k, group=M)
-        columns = columns.gather(1, within)
-    else:
-        values, columns = scores.topk(min(k, M), dim=1)
-        tied = (scores >= values[:, -1:]).sum(1) > columns.shape[1]
-    if tied.any():  # columns left out score like the last one taken
-        columns[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, : columns.shape[1]]
-    columns = columns.sort(dim=1).values
-    return scores.gather(1, columns), columns
-
-
-def merge(scores, indices, k):
-    """Candidates (N, C) -> the best k, best first; equal scores in order of their indices."""
-    indices, order = indices.sort(dim=1)
-    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], indices.gather(1, order)[:, :k]
-
-
-def search(queries, documents, k, chunk=None, found=None, offset=0):
-    """Exact search by inner product: (N, D) and (M, D) -> (scores, indices), each (N, min(k, M)), best first.
-
-    Documents are scored `chunk` at a time (by default as many as give 256 MB of scores) and merged into a running top k;
-    the full score matrix never exists. `found`, an earlier result, is merged as well, and `offset` added to the indices.
-    """
-    assert queries.shape[1] == documents.shape[1], "queries and documents must have the same width"
-    queries, chunk = queries.float(), chunk or max(1024, 2**26 // max(len(queries), 1) // 1024 * 1024)
-    scores, indices = found or (queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.long))
-    block = queries.new_empty(len(queries), min(chunk, len(documents)))
-    for start in range(0, len(documents), chunk):
-        part = documents[start : start + chunk].float()
-        block = block if len(part) == block.shape[1] else block.new_empty(len(queries), len(part))
-        torch.mm(queries, part.T, out=block)
-        values, columns = best_of(block, k, floor=scores[:, -1:] if scores.shape[1] == k else None)
-        scores, indices = torch.cat([scores, values], 1), torch.cat([indices, columns + start + offset], 1)
-        scores, indices = merge(scores, indices, k)
-    return scores, indices
 
 
 # --------------------------------------------------------------------------------------------------------- metrics
@@ -222,7 +168,8 @@ def retrieve(retriever, collection, k=100, drop_self=False, progress=False):
         scores, indices, shape = search_collection(retriever, collection, depth, progress)
     run = {}
     for query, row, values in zip(collection.queries, indices.tolist(), scores.tolist()):
-        scored = [(ids[i], value) for i, value in zip(row, values) if not (drop_self and ids[i] == query)]
+        scored = [(ids[i], value) for i, value in zip(row, values)
+                  if not (drop_self and ids[i] == query) and (shape or value > 0)]  # BM25: 0 is a document without the words
         run[query] = dict(scored[:k])
     return run, shape
 
@@ -242,16 +189,20 @@ def table(rows, metrics=("ndcg@10", "recall@10", "mrr@10")):
     names = {"ndcg": "nDCG", "recall": "Recall", "mrr": "MRR", "map": "MAP", "precision": "P", "success": "Success"}
     heads = ["@".join([names.get(m.partition("@")[0], m), *m.split("@")[1:]]) for m in metrics]
     lines = [" " * width + "".join(f"{h:>12s}" for h in heads)]
-    return "\n".join(lines + [f"{label:{width}s}" + "".join(f"{values[m]:12.3f}" for m in metrics)
+    return "\n".join(lines + [f"{label:{width}s}" + "".join(f"{values[m]:12.3f}" if m in values else f"{'-':>12s}" for m in metrics)
                               for label, values in rows.items()])
+
+
+def check_ids(names):
+    """Raise BadInput for an id that TREC's run format cannot hold."""
+    spaced = next((name for name in names if len(name.split()) != 1), None)
+    if spaced is not None:
+        raise BadInput(f"--run: the id {spaced!r} is empty or has a space in it, which TREC's run format cannot hold")
 
 
 def write_run(path, run, tag):
     """TREC run format: query, Q0, document, rank, score, tag. Raises BadInput."""
-    names = [*run, *(d for scored in run.values() for d in scored)]
-    spaced = next((name for name in names if not name or len(name.split()) != 1), None)
-    if spaced is not None:
-        raise BadInput(f"{path}: the id {spaced!r} has a space in it, which TREC's run format cannot hold")
+    check_ids([*run, *(d for scored in run.values() for d in scored)])
     with replacing(path) as file:
         for query, scored in run.items():
             for place, document in enumerate(rank(scored, len(scored)), 1):
@@ -276,49 +227,60 @@ def parse(argv=None):
         parent = Path(path).absolute().parent
         if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
             raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
-    if args.run and "," in args.data:
-        raise BadInput("--run takes one collection")
+    if args.run and ("," in args.data or args.run == args.out):
+        raise BadInput("--run takes one collection, and a file of its own")
+    if args.ask is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise BadInput("--ask is for one process")
     return args
 
 
 def main(argv=None):
     args = parse(argv)
-    start_processes()
+    start_processes(args.device)
     collections = {} if args.ask is not None else load_collections(args.data, args.split)
     corpus = load_corpus(args.data) if args.ask is not None else None
     if not collections and not corpus:
         raise BadInput("--data names no folder")
+    if args.run:
+        check_ids([name for c in collections.values() for names in (c.queries, c.corpus) for name in names])
     retriever = BM25() if args.model == "bm25" else Retriever.load(args.model, args.device, args.dtype)
-    if args.cache and args.model != "bm25":
-        retriever = Cache(retriever, args.cache)
     if corpus:
         from ask import ask, typed
 
         return ask(retriever, corpus, [args.ask] if args.ask else typed())
-    results = {}
+    if args.cache and args.model != "bm25":
+        retriever = Cache(retriever, args.cache)
+    results, runs = {}, {}
     for name, collection in collections.items():
-        own = sum(query in collection.corpus for query in collection.queries)
-        if own and not args.drop_self:
-            print(f"{name}: {own} queries have the id of a document; if they are documents themselves, as in ArguAna and "
-                  "Quora, use --drop-self", file=sys.stderr)
-        run, shape = retrieve(retriever, collection, drop_self=args.drop_self, progress=True)
-        results[name] = {**compute_metrics(run, collection.qrels), **shape, "absent judgments": collection.absent}
-        if args.run and processes()[0] == 0:
-            write_run(args.run, run, Path(args.model).resolve().name.replace(" ", "_"))
-    if processes()[0] > 0:
-        return
+        own = sum(collection.corpus.get(query, "\0").endswith(text) for query, text in collection.queries.items())
+        runs[name], shape = retrieve(retriever, collection, drop_self=args.drop_self, progress=True)
+        results[name] = {**compute_metrics(runs[name], collection.qrels), **shape,
+                         "absent judgments": collection.absent, "queries that are documents": own}
+    if processes()[0] == 0:
+        report(args, retriever, results, runs)
+
+
+def report(args, retriever, results, runs):
+    """Write the files that were asked for, and print the tables."""
+    if args.out:
+        write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "metrics": results})
+    if args.run:
+        write_run(args.run, *runs.values(), Path(args.model).resolve().name.replace(" ", "_"))
+    for name, values in results.items():
+        if values["queries that are documents"] and not args.drop_self:
+            print(f"{name}: {values['queries that are documents']} queries are documents of the corpus, with the same id, and find "
+                  "themselves; --drop-self leaves those out, as is usual for ArguAna and Quora", file=sys.stderr)
     if getattr(retriever, "cut", 0):
         print(f"{retriever.cut} texts reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
     if isinstance(retriever, Cache):
-        print(f"{retriever.found} embeddings were read from {args.cache}", file=sys.stderr)
+        print(f"{retriever.found} of {retriever.asked} embeddings were read from {args.cache}", file=sys.stderr)
     rows = dict(results)
     if len(rows) > 1:
-        rows["mean"] = {m: sum(r[m] for r in results.values()) / len(results) for m in next(iter(results.values()))}
+        shared = set.intersection(*map(set, results.values()))
+        rows["mean"] = {m: sum(r[m] for r in results.values()) / len(results) for m in shared}
     print(table(rows, ("ndcg@10", "map@100", "recall@10", "recall@100", "mrr@10", "success@5")))
     if args.model != "bm25":
         print(table(rows, GEOMETRY))
-    if args.out:
-        write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "metrics": results})
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Retriever:
         if those fill a quarter of it: without padding there is no mask either, which is faster.
         """
         batch_tokens = batch_tokens or (4096 if self.device.type == "cpu" else 65536)
-        rows = self.tokenize(texts, kind)
+        rows = self.tokenize(texts, kind) if len(texts) else []
         self.cut += sum(len(r) >= self.max_tokens for r in rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
         result = torch.empty(len(rows), self.llm.config.hidden_size)

@@ -1,17 +1,26 @@
 """Several processes under torchrun, by torch.distributed: who am I, and everybody's results side by side."""
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from data import BadInput
 
-def start_processes():
-    """Join the other processes where torchrun started this one; NCCL between GPUs, gloo between CPUs."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+def start_processes(device="auto"):
+    """Join the other processes where torchrun started this one; NCCL between GPUs, gloo between CPUs. Raises BadInput."""
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        return
+    cuda = torch.cuda.is_available() and device != "cpu"
+    if cuda:
+        place = int(os.environ["LOCAL_RANK"])
+        if place >= torch.cuda.device_count():
+            raise BadInput(f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs; use so many, or --device cpu")
+        torch.cuda.set_device(place)
+    # A process waits for the slowest one, which may encode for hours; one that dies is noticed by torchrun.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=7))
 
 
 def processes():
@@ -21,11 +30,8 @@ def processes():
 
 def gather(tensor, fill):
     """(N, C) of every process, C of its own -> side by side (N, sum of widest C), short ones filled up."""
-    size = processes()[1]
-    if size == 1:
-        return tensor
     width = torch.tensor([tensor.shape[1]], device=tensor.device)
     dist.all_reduce(width, dist.ReduceOp.MAX)
-    parts = [tensor.new_empty(len(tensor), int(width)) for _ in range(size)]
+    parts = [tensor.new_empty(len(tensor), int(width)) for _ in range(processes()[1])]
     dist.all_gather(parts, F.pad(tensor, (0, int(width) - tensor.shape[1]), value=fill))
     return torch.cat(parts, 1)

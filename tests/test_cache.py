@@ -62,6 +62,16 @@ def test_other_weights_other_tokens_and_other_kinds_have_other_keys():
     retokenized.tokenizer.add_tokens(["text"])
     keys |= {identity(made, "document") for made in (one_weight, trained, retokenized)}
     assert len(keys) == 5 and identity(retriever(), "document") in keys
+    for alpha in (8, 64):  # the same tensors, scaled otherwise
+        scaled = retriever()
+        scaled.add_lora(4, alpha)
+        keys.add(identity(scaled, "document"))
+    with scaled.adapters_off():
+        keys.add(identity(scaled, "document"))
+    assert len(keys) == 7
+    moved = retriever()
+    moved.llm.config._name_or_path = "elsewhere"
+    assert identity(moved, "document") in keys
 
 
 def test_texts_are_told_apart_wherever_they_are_cut():
@@ -84,7 +94,23 @@ def test_a_damaged_file_is_made_anew_with_a_word(tmp_path, damage, capsys):
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="--cache"):
-        Cache(retriever(), tmp_path / "file")
+        Cache(retriever(), tmp_path / "file").encode(TEXTS)
+
+
+def test_a_full_disk_is_bad_input_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(BadInput, match="No space left"):
+        Cache(retriever(), tmp_path).encode(TEXTS)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["about.json"]
+
+
+def test_what_is_not_a_number_is_not_kept(tmp_path):
+    broken = retriever()
+    broken.encode = lambda texts, kind, **_: torch.full((len(texts), 32), torch.nan)
+    assert Cache(broken, tmp_path).encode(TEXTS).isnan().all() and not list(tmp_path.rglob("*.npy"))
 
 
 SCRIPT = """
@@ -142,4 +168,4 @@ def test_the_cache_is_what_the_evaluator_uses(collection_folder, tiny_folder, tm
     evaluate.main(arguments)
     second = capsys.readouterr()
     assert first.out == second.out and "nDCG@10" in first.out
-    assert "0 embeddings were read" in first.err and "16 embeddings were read" in second.err
+    assert "0 of 16 embeddings were read" in first.err and "16 of 16 embeddings were read" in second.err

@@ -112,6 +112,21 @@ def test_wrong_trec_judgments_are_refused_with_their_line(collection_folder, tex
     assert "test.tsv:2: " in message_of(load_collection, collection_folder)
 
 
+@pytest.mark.parametrize("text, line", [
+    ("query-id\titer\tcorpus-id\tscore\nq1\t0\t17\t1\n", 2), ("q1 0 d1 1\nq2\t0\t5\n", 2), ("q1\td1\t-1\nq2\td2\t1\n", 1)])
+def test_columns_are_counted(collection_folder, text, line):
+    (collection_folder / "qrels" / "test.tsv").write_text(text)
+    assert f"test.tsv:{line}: " in message_of(load_collection, collection_folder)
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    with replacing(link) as file:
+        file.write("gone")
+    assert link.is_symlink() and link.is_char_device()
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "plain"])
 def test_a_damaged_compressed_file_is_refused(collection_folder, damage):
     path = collection_folder / "corpus.jsonl"

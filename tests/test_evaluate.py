@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import evaluate
+import search as search_module
 from data import BadInput, Collection
 from evaluate import compute_metrics, rank, search, table, write_run
 
@@ -126,7 +127,7 @@ def test_search_never_holds_the_full_score_matrix():
     queries, documents = torch.randn(400, 4), torch.randn(2000, 4)  # the full matrix: 800,000
     with Largest() as largest:
         scores, _ = search(queries, documents, k=20, chunk=100)
-    assert scores.shape == (400, 20) and 400 * 20 <= largest.numel <= 400 * (100 + 20)
+    assert scores.shape == (400, 20) and 400 * 20 <= largest.numel <= 400 * (2 * 100 + 20)
 
 
 def test_a_written_run_keeps_its_metrics(tmp_path):
@@ -161,16 +162,31 @@ def test_table_lines_up():
     assert len({len(line) for line in lines}) == 1
 
 
-def test_the_best_of_groups_are_the_best_of_all():
-    """Random scores with ties at every boundary, against a stable sort."""
+@pytest.mark.parametrize("levels", [2, 5, 50, 10**6])
+def test_groups_that_are_passed_over_hold_nothing_better(levels):
+    """Random scores with ties at every boundary, through documents that are the scores themselves, against a stable sort."""
     generator = torch.Generator().manual_seed(0)
-    for levels in (2, 5, 50, 10**6):
-        scores = torch.randint(0, levels, (40, 640), generator=generator).float()
-        scores[0], scores[1] = 1.0, torch.arange(640)
-        for k in (1, 3, 20, 200, 640, 900):
-            values, columns = evaluate.best_of(scores, k, group=8)
-            expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
-            assert torch.equal(columns, expected) and torch.equal(values, scores.gather(1, expected))
+    scores = torch.randint(0, levels, (12, 4096), generator=generator).float()
+    scores[0], scores[1], scores[2] = 1.0, torch.arange(4096), -torch.arange(4096)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    for k, chunk in ((1, 256), (3, 512), (40, 1024), (40, 100), (200, 256), (300, 4096)):
+        found, indices = search(torch.eye(12), scores.T.contiguous(), k, chunk)
+        assert torch.equal(indices, order[:, :k]) and torch.equal(found, scores.gather(1, indices))
+
+
+@pytest.mark.parametrize("rows", [4096, 100, 1])
+def test_scores_above_the_floor_are_all_found(rows):
+    block = torch.randint(0, 9, (rows, 7), generator=torch.Generator().manual_seed(0)).float()
+    for floor in (torch.arange(7).float() + 2, torch.full((7,), -1.0), torch.full((7,), 9.0)):
+        query, row, score = search_module.above(block, floor)
+        expected = {(q, r) for q in range(7) for r in range(rows) if block[r, q] > floor[q]}
+        assert set(zip(query.tolist(), row.tolist())) == expected and len(query) == len(expected)
+        assert torch.equal(score, block[row, query])
+        table_, columns = search_module.side_by_side(query, row, score, 7) if len(query) else (torch.empty(7, 0),) * 2
+        for q in range(7):
+            mine = sorted(r for p, r in expected if p == q)
+            assert columns[q, : len(mine)].tolist() == mine and table_[q, : len(mine)].tolist() == block[mine, q].tolist()
+            assert (table_[q, len(mine) :] == -torch.inf).all()
 
 
 def test_search_goes_on_from_an_earlier_result():
@@ -234,7 +250,9 @@ def test_drop_self_takes_the_next_document_in_its_place(bm25):
         assert next(iter(with_self[query])) == query
         assert list(without[query]) == list(with_self[query])[1:5]
     assert evaluate.evaluate(made, collection, ks=(1,))["recall@1"] == 0.5
-    assert evaluate.evaluate(made, collection, ks=(1,), drop_self=True)["recall@1"] in (0.0, 0.5)  # 7 has no other
+    second = 1.0 if next(iter(without["2"])) == "3" else 0.0  # the only document judged for 7 is 7 itself
+    assert evaluate.evaluate(made, collection, ks=(1,), drop_self=True)["recall@1"] == second / 2
+    assert evaluate.evaluate(made, collection, ks=(10,), drop_self=True)["recall@10"] == 0.5
 
 
 def test_embeddings_that_are_not_numbers_are_refused(tmp_path, collection_folder, monkeypatch):
@@ -275,14 +293,40 @@ def test_ask_shows_the_best_passages(collection_folder, tiny_folder, capsys, mon
 def test_several_collections_have_a_mean_and_own_ids_are_told(collection_folder, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(collection_folder, other)
-    (other / "queries.jsonl").write_text('{"_id": "d1", "text": "green"}\n')
+    (other / "queries.jsonl").write_text('{"_id": "d1", "text": "The box number 1 is green."}\n')
     (other / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nd1\td1\t1\nd1\tgone\t1\n")
     evaluate.main(["--model", "bm25", "--data", f"{collection_folder},{other}", "--out", str(tmp_path / "out.json")])
     told, result = capsys.readouterr(), json.loads((tmp_path / "out.json").read_text())["metrics"]
     mean = sum(result[name]["ndcg@10"] for name in ("collection", "other")) / 2
     assert f"{mean:.3f}" in told.out.splitlines()[-1] and told.out.splitlines()[-1].startswith("mean")
-    assert "other: 1 queries have the id of a document" in told.err and "--drop-self" in told.err
+    assert "other: 1 queries are documents of the corpus" in told.err and "--drop-self" in told.err
     assert result["other"]["absent judgments"] == 1 and result["other"]["recall@10"] == 0.5
+    assert [result[name]["queries that are documents"] for name in ("collection", "other")] == [0, 1]
+
+
+def test_what_cannot_be_measured_is_a_dash(collection_folder, tiny_folder, tmp_path, capsys):
+    """One document has no uniformity; judgments that are all 0 have no alignment."""
+    shutil.copytree(collection_folder, tmp_path / "one")
+    corpus = tmp_path / "one" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().splitlines()[0])
+    shutil.copytree(collection_folder, tmp_path / "zero")
+    (tmp_path / "zero" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t0\n")
+    evaluate.main(["--model", tiny_folder, "--data", f"{tmp_path / 'one'},{tmp_path / 'zero'}", "--device", "cpu",
+                   "--out", str(tmp_path / "out.json")])
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[-3:]}
+    assert lines["one"][1] == "-" and lines["zero"][0] == "-" and lines["mean"][:2] == ["-", "-"]
+    assert set(json.loads((tmp_path / "out.json").read_text())["metrics"]) == {"one", "zero"}
+
+
+def test_bm25_finds_no_document_without_the_words():
+    run, shape = evaluate.retrieve(evaluate.BM25(), Collection({"a": "plum", "b": "corn"}, {"q": "plum"}, {"q": {"b": 1}}))
+    assert list(run["q"]) == ["a"] and shape == {}
+
+
+def test_one_process_asks(monkeypatch, collection_folder):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="--ask is for one process"):
+        evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--ask", "what?"])
 
 
 def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsys):
@@ -290,7 +334,7 @@ def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsy
     evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--out", str(out), "--run", str(path)])
     result = json.loads(out.read_text())
     expected = trec_eval(path, {f"q{i}": {f"d{i}": 1} for i in range(8)}, (1, 3, 5, 10, 100))
-    assert result.pop("metrics") == {"collection": pytest.approx({**expected, "absent judgments": 0}, abs=1e-6)}
+    assert result.pop("metrics") == {"collection": pytest.approx({**expected, "absent judgments": 0, "queries that are documents": 0}, abs=1e-6)}
     assert result == {"model": "bm25", "split": "test", "drop_self": False}
     assert expected["ndcg@10"] > 0.9 and f"{expected['ndcg@10']:.3f}" in capsys.readouterr().out
     with pytest.raises(BadInput, match="one collection"):

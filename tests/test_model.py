@@ -161,6 +161,10 @@ def test_weights_that_are_missing_are_refused_instead_of_made_up(tmp_path):
         load_backbone(folder)
 
 
+def test_no_texts_are_no_vectors():
+    assert retriever().encode([]).shape == (0, 32)
+
+
 def test_batches_of_one_length_hold_no_padding():
     made, seen = retriever(), []
     embed = made.embed

@@ -38,8 +38,10 @@ def test_two_processes_find_what_one_finds(tiny_folder, tmp_path):
 
 
 def test_the_command_under_torchrun_speaks_once(tiny_folder, collection_folder, tmp_path):
-    arguments = ["evaluate.py", "--model", tiny_folder, "--data", collection_folder, "--device", "cpu"]
+    arguments = ["evaluate.py", "--model", tiny_folder, "--data", collection_folder, "--device", "cpu",
+                 "--cache", tmp_path / "cache", "--split", "test"]
     one = subprocess.run([sys.executable, *arguments, "--out", tmp_path / "one.json"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "0 of 16 embeddings" in one.stderr
     two = subprocess.run([*TORCHRUN, *arguments, "--out", tmp_path / "two.json"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert one.stdout == two.stdout and one.stdout.count("nDCG@10") == 1
     assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
