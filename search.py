@@ -54,12 +54,13 @@ def search(queries, documents, k, chunk=None, found=None, offset=0):
     scores, indices = found or (columns.new_empty(N, 0), columns.new_empty(N, 0, dtype=torch.long))
     indices, order = indices.sort(dim=1)  # until the end in corpus order, in which ties are decided
     scores, pending, merged = scores.gather(1, order), [], 0
+    floor = scores.amin(1) if scores.shape[1] == k else None  # (N,): what a new score has to exceed
     block = columns.new_empty(min(chunk, len(documents)), N)  # made once: fresh memory costs more than the product
     for start in range(0, len(documents), chunk):
         part = documents[start : start + chunk].float()
         new = torch.mm(part, columns, out=block[: len(part)])  # (C, N)
-        if scores.shape[1] == k:
-            query, row, score = above(new, scores.amin(1))
+        if floor is not None:
+            query, row, score = above(new, floor)
             pending.append((query, row + (start + offset), score))
             waits = sum(len(query) for query, _, _ in pending) < N * k
             if waits and start + chunk < min(2 * merged, len(documents)):
@@ -68,6 +69,7 @@ def search(queries, documents, k, chunk=None, found=None, offset=0):
         else:
             new, rows = new.T, torch.arange(start + offset, start + offset + len(part), device=part.device).expand(N, -1)
         scores, indices = best_of(torch.cat([scores, new], 1), torch.cat([indices, rows], 1), k)
+        floor = scores.amin(1) if scores.shape[1] == k else None
         pending, merged = [], start + chunk
     return merge(scores, indices, k)
 

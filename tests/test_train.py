@@ -177,14 +177,17 @@ def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
 
 def test_the_readme_names_only_flags_and_files_that_exist():
     readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^ *python (\w+\.py)(.*?)(?:  +#.*)?$", readme, re.M)
-    assert {"train.py", "evaluate.py"} <= {script for script, _ in commands}
+    commands = re.findall(r"(?:python|torchrun --nproc-per-node \d+) (\w+\.py)([^\n`#]*)", readme)
+    assert {"train.py", "evaluate.py", "data.py", "mteb_run.py", "bench.py"} <= {script for script, _ in commands}
+    fields = {field.name.replace("_", "-") for field in dataclasses.fields(Config)}
     for script, flags in commands:
         source = (ROOT / script).read_text()
         for flag in re.findall(r"--([a-z-]+)", flags):
-            assert flag.replace("-", "_") in {f.name for f in dataclasses.fields(Config)} or f'"--{flag}"' in source, flag
-    for name in re.findall(r"^\| `([a-z_0-9]+\.py|[a-z]+/)`", readme, re.M):
+            assert flag in fields if script == "train.py" else f'"--{flag}"' in source, (script, flag)
+    for name in re.findall(r"`([a-z_0-9]+\.py|classroom/|results/|tests/)`", readme):
         assert (ROOT / name).exists(), name
+    modules = {path.name for path in ROOT.glob("*.py")}
+    assert modules <= set(re.findall(r"`(\w+\.py)`", readme)), "every module stands in the README's file map"
 
 
 def test_equations_in_the_readme_are_where_the_code_tags_them():
