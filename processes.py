@@ -35,3 +35,22 @@ def gather(tensor, fill):
     parts = [tensor.new_empty(len(tensor), int(width)) for _ in range(processes()[1])]
     dist.all_gather(parts, F.pad(tensor, (0, int(width) - tensor.shape[1]), value=fill))
     return torch.cat(parts, 1)
+
+
+def average(gradients, values, pools):
+    """In place: gradients become the mean over all pools of a step, `values` (already means over the own) over processes.
+
+    gradients: tensors that hold the sum over this process's `pools` pools; values: one tensor. Every process gets the
+    same bits.
+    """
+    size = processes()[1]
+    if size > 1:
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for own, shared in zip(gradients, flat.split([g.numel() for g in gradients])):
+            own.copy_(shared.view_as(own))
+        values = values.to(flat.device)
+        dist.all_reduce(values)
+    for own in gradients:
+        own.div_(size * pools)
+    return (values / size).cpu()

@@ -2,6 +2,7 @@
 
     python train.py                                             # classroom/, SmolLM2-135M as retriever and as LLM
     python train.py --backbone Qwen2-0.5B --data DIR --eval DIR,DIR --out runs/mine
+    torchrun --nproc-per-node 4 train.py ...                    # each process its own pools, gradients averaged
 
 One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss -> step.
 
@@ -9,11 +10,12 @@ One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss
     (2)  w_bk = softmax_k( s_b / tau )         the documents of a pool compete
 
 `--objective infonce` trains the same encoder on the same pools with the source document as label, for comparison.
-Left out: checkpoints and resuming, several devices (see the README).
+Left out: checkpoints and resuming (see the README).
 """
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -36,6 +38,7 @@ from data import BadInput, Prompts, command, find_qrels, load_collections, load_
 from evaluate import evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads, target_nll
 from model import Retriever, load_backbone
+from processes import average, processes, start_processes
 
 
 def option(default, help, **more):
@@ -62,6 +65,7 @@ class Config:
     neighbours: int = option(2, "documents of a pool that stand together in the corpus file")
     document_tokens: int = option(128, "documents are cut here in training")
     steps: int = option(16, "optimiser steps")
+    accumulate: int = option(1, "pools of a step, one after the other; under torchrun, of each process")
     lr: float = option(1e-3, "peak learning rate: linear warm-up, then cosine to zero")
     warmup: float = option(0.1, "share of the steps that warm up")
     clip: float = option(1.0, "largest gradient norm")
@@ -79,8 +83,8 @@ def parse(argv=None):
     for field in dataclasses.fields(Config):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, **field.metadata)
     config = Config(**vars(parser.parse_args(argv)))
-    for name in ("heads", "head_examples", "temperature", "questions", "neighbours", "document_tokens", "steps", "lr",
-                 "clip", "lora_rank", "lora_alpha"):
+    for name in ("heads", "head_examples", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
+                 "lr", "clip", "lora_rank", "lora_alpha"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
     if config.pool < 2 or not 0 <= config.warmup <= 1:
@@ -180,7 +184,7 @@ class Run:
         return scores
 
     def step(self, pool):
-        """One forward and backward pass -> the step's record; gradients are left in the adapters."""
+        """One forward and backward pass -> the pool's record; gradients are added to the adapters'."""
         c, retriever = self.config, self.retriever
         query_emb = retriever.embed(retriever.tokenize([e.query for e in pool.examples], "query"))  # (B, D)
         doc_emb = retriever.embed(retriever.tokenize([self.corpus[d] for d in pool.documents], "document", c.document_tokens))
@@ -194,7 +198,6 @@ class Run:
             "source_weight": weights.gather(1, source[:, None]).mean().item(),
             "accuracy": (weights.argmax(1) == source).float().mean().item(),
             "spread": 1 - doc_emb.detach().mean(0).square().sum().item(),  # 1 - |mean|^2: 0 when all vectors are one
-            "gradient_norm": torch.nn.utils.clip_grad_norm_(retriever.parameters(), c.clip).item(),
         }
 
 
@@ -207,16 +210,21 @@ def learning_rate(config, step):
 
 
 def train(run, log):
-    """The loop. log(record) is called once a step."""
-    config = run.config
-    optimizer = torch.optim.AdamW(run.retriever.parameters(), lr=config.lr, weight_decay=0.0)
-    pools = run.pools(config.seed)
-    bar = tqdm(range(config.steps), desc="training", unit="step")
+    """The loop. log(record) is called once a step. A step's gradient is the mean over its pools, of all processes."""
+    config, (place, size) = run.config, processes()
+    parameters = run.retriever.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+    pools = itertools.islice(run.pools(config.seed), place, None, size)
+    bar = tqdm(range(config.steps), desc="training", unit="step", disable=place > 0)
     for step in bar:
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        record = run.step(next(pools))
+        records = [run.step(next(pools)) for _ in range(config.accumulate)]
+        values = torch.tensor([list(record.values()) for record in records], dtype=torch.float64).mean(0)
+        values = average([p.grad for p in parameters], values, config.accumulate)
+        record = dict(zip(records[0], values.tolist()))
+        record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
         if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
             raise BadInput(f"step {step + 1}: the loss or its gradient is not a number; use a smaller --lr or a larger "
                            "--temperature")
@@ -248,8 +256,11 @@ def about_machine():
 
 def main(argv=None):
     config = parse(argv)
+    start_processes(config.device)
+    first = processes()[0] == 0  # the one that speaks and writes; under torchrun all measure, each its share
     changed = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(config, f.name)) != f.default}
-    print("train.py:", ", ".join(f"{k}={v}" for k, v in changed.items()) or "all defaults", flush=True)
+    if first:
+        print("train.py:", ", ".join(f"{k}={v}" for k, v in changed.items()) or "all defaults", flush=True)
     seconds, clock = {}, time.perf_counter()
 
     def lap(name):
@@ -267,27 +278,31 @@ def main(argv=None):
     if config.objective != "infonce":
         scores = run.choose_heads()
         lap("choose heads")
-    out.mkdir(parents=True, exist_ok=True)
-    for left in ("adapter_model.safetensors", "adapter_config.json", "retriever.json", "heads.json", "result.json"):
-        (out / left).unlink(missing_ok=True)  # of an earlier run: a folder never mixes two
-    if run.heads:
-        write_json(out / "heads.json", {"heads": run.heads, "scores": scores.tolist()})
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        for left in ("adapter_model.safetensors", "adapter_config.json", "retriever.json", "heads.json", "result.json"):
+            (out / left).unlink(missing_ok=True)  # of an earlier run: a folder never mixes two
+        if run.heads:
+            write_json(out / "heads.json", {"heads": run.heads, "scores": scores.tolist()})
     curve = []
-    with open(out / "metrics.jsonl", "w") as file:
+    with open(out / "metrics.jsonl" if first else os.devnull, "w") as file:
         def log(record):
             curve.append(record)
             file.write(json.dumps(record) + "\n")
             file.flush()
         train(run, log)
     lap("train")
-    run.retriever.save(out)
+    if first:
+        run.retriever.save(out)
     after = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
     lap("evaluate after")
+    if not first:
+        return
     bm25 = {name: evaluate(BM25(), c) for name, c in run.collections.items()}
     lap("evaluate bm25")
     write_json(out / "result.json", {
         "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": seconds,
-        **about_machine(), "command": shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]), "curve": curve})
+        **about_machine(), "processes": processes()[1], "command": shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]), "curve": curve})
     rows = {f"{name} {label}": values[name] for name in run.collections
             for label, values in (("BM25", bm25), ("before", before), ("after", after))}
     if rows:

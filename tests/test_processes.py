@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import train
 from conftest import ROOT, write_collection
 
 SCRIPT = """
@@ -45,3 +47,53 @@ def test_the_command_under_torchrun_speaks_once(tiny_folder, collection_folder, 
     two = subprocess.run([*TORCHRUN, *arguments, "--out", tmp_path / "two.json"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert one.stdout == two.stdout and one.stdout.count("nDCG@10") == 1
     assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
+
+
+TRAIN = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch, train
+from processes import processes, start_processes
+start_processes("cpu")
+torch.set_num_threads(1)
+run = train.Run(train.parse(sys.argv[3:]))
+run.choose_heads()
+records = []
+train.train(run, records.append)
+torch.save([run.retriever.parameters(), [[r["loss"], r["gradient_norm"]] for r in records]], f"{{sys.argv[2]}}.{{processes()[0]}}")
+"""
+
+
+def test_two_processes_train_as_one_that_accumulates(tiny_folder, tmp_path):
+    """Each process half the pools: the same weights after five steps, and the same on both."""
+    folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
+    script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "5", "--pool", "4", "--heads", "4"]
+    for name, launch, more in (("one", [sys.executable], ["--accumulate", "2"]), ("two", TORCHRUN, [])):
+        subprocess.run([*launch, script, "-", tmp_path / name, *flags, *more], check=True, capture_output=True)
+    one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "two.1"))
+    assert all(map(torch.equal, two[0], other[0])) and two[1] == other[1]
+    start = train.Run(train.parse(list(map(str, flags)))).retriever.parameters()
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(one[0], two[0]))
+    assert max((a - b).abs().max() for a, b in zip(one[0], start)) > 1e-3
+    assert torch.allclose(torch.tensor(one[1]), torch.tensor(two[1]), rtol=1e-4)
+
+
+def test_the_training_command_under_torchrun_writes_once(tiny_folder, collection_folder, tmp_path):
+    out = tmp_path / "out"
+    run = subprocess.run([*TORCHRUN, "train.py", "--backbone", tiny_folder, "--data", collection_folder, "--device", "cpu", "--steps", "2",
+                          "--pool", "4", "--heads", "4", "--out", out], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout.count("saved in") == run.stdout.count("nDCG@10") == 1
+    result = json.loads((out / "result.json").read_text())
+    assert result["processes"] == 2 and len(result["curve"]) == 2
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not list(out.glob("*.part"))
+
+
+def test_a_process_that_dies_ends_the_run_with_its_reason(tiny_folder, collection_folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")).replace(
+        "run.choose_heads()", "run.choose_heads()\\nif processes()[0] == 1: raise SystemExit('this process has had enough')"))
+    run = subprocess.run([*TORCHRUN, script, "-", tmp_path / "x", "--backbone", tiny_folder, "--data", collection_folder, "--device", "cpu",
+                          "--pool", "4", "--heads", "4"], capture_output=True, text=True, timeout=120)
+    assert run.returncode != 0 and "this process has had enough" in run.stderr and not list(tmp_path.glob("x.*"))
