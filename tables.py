@@ -1,6 +1,6 @@
-"""The README's results table, made from results/*.json alone.
+"""The README's tables, made from results/*.json alone.
 
-    python tables.py            # rewrites the part of README.md between the two `results` marks
+    python tables.py            # rewrites the parts of README.md between the marks
 
 A run's file is the result.json that train.py wrote, kept as results/NAME-SEED.json; runs that differ in the seed alone
 make one row. Figures are nDCG@10, Recall@10 and MRR@10 on the first collection: mean and sample standard deviation.
@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-MARK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.S)
+MARK = re.compile(r"(<!-- (results|costs) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 
 
@@ -46,6 +46,21 @@ def table():
     return "\n".join(lines) + "\n"
 
 
+def costs():
+    """Ratios within one run each: results/bench.json and results/bench-peers.json."""
+    step, peers = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("bench", "bench-peers"))
+    memory = step["peak_mb"]["dream"] / step["peak_mb"]["infonce"]
+    rows = [("a DREAM step, in InfoNCE steps: time; peak memory", f"{step['ratio']:.2f}; {memory:.2f}", step),
+            ("encoding, against sentence-transformers", f"{peers['encoding']['ratio']:.2f} times as fast", peers),
+            ("search, against faiss IndexFlatIP", f"{peers['search']['ratio']:.2f} times as fast, "
+             f"{peers['search_peak_mb']} MB more memory", peers),
+            ("metrics, against pytrec_eval", f"{peers['metrics']['ratio']:.2f} times as fast", peers)]
+    return "\n".join(["| measured in one run | | command |", "|---|---|---|",
+                      *(f"| {what} | {figure} | `{source['command']}` |" for what, figure, source in rows)]) + "\n"
+
+
+TABLES = {"results": table, "costs": costs}
+
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(MARK.sub(lambda m: m[1] + table() + m[2], readme.read_text()))
+    readme.write_text(MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[4], readme.read_text()))
