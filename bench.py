@@ -8,7 +8,6 @@ process of its own for each objective.
 """
 import argparse
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from data import command, write_json
-from train import Run, about_machine, parse
+from train import Run, about_run, parse
 
 SETTING = ["--pool", "16", "--questions", "16", "--document-tokens", "64"]
 
@@ -86,8 +85,8 @@ def main(argv=None):
     print(f"dream / infonce: {ratio:.2f} in time, {memory['dream'] / memory['infonce']:.2f} in peak memory")
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.out, {**about_machine(), "command": shlex.join(["python", "bench.py", *(sys.argv[1:] if argv is None else argv)]),
-                              "setting": " ".join(SETTING), "seed": run.config.seed, "seconds": seconds, "median": median,
+        write_json(args.out, {**about_run("bench.py", argv), "setting": " ".join(SETTING),
+                              "seed": run.config.seed, "seconds": seconds, "median": median,
                               "ratio": ratio, "peak_mb": memory, "threads": torch.get_num_threads()})
 
 

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import random
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,9 @@ from data import BadInput, command, load_corpus, load_examples, write_json
 from evaluate import compute_metrics
 from model import Retriever
 from search import search
-from train import about_machine
+from train import about_run
+
+SEED = 0  # of the random vectors, runs and judgments
 
 
 def turns(ours, theirs, repeats):
@@ -66,7 +67,7 @@ def encoding(folder, data, repeats):
 
 
 def vectors(documents=500_000, queries=1000, width=384):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     made = [torch.randn(n, width, generator=generator) for n in (queries, documents)]
     return [x.div_(x.norm(dim=1, keepdim=True)) for x in made]  # in place: what comes next measures memory
 
@@ -97,7 +98,7 @@ def search_memory():
 def measuring(repeats):
     import pytrec_eval
 
-    rng, ks = random.Random(0), (1, 3, 5, 10, 100)
+    rng, ks = random.Random(SEED), (1, 3, 5, 10, 100)
     names = [f"doc{i}" for i in range(5000)]
     run, qrels = {}, {}
     for i in range(10_000):
@@ -144,7 +145,7 @@ def main(argv=None):
         print(f"{name:9s} {result[name]['ratio']:5.2f} times as fast; largest difference {result[name]['difference']:.1e}", flush=True)
     print(f"search    adds {memory} MB at its peak")
     if args.out:
-        write_json(args.out, {**about_machine(), "command": shlex.join(["python", "bench_peers.py", *(sys.argv[1:] if argv is None else argv)]),
+        write_json(args.out, {**about_run("bench_peers.py", argv), "seed": SEED,
                               "threads": torch.get_num_threads(), "encoder": Path(folder).name, **result, "search_peak_mb": memory})
 
 

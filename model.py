@@ -15,7 +15,6 @@ Left out: merged export (see the README).
 """
 import json
 import os
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 

@@ -26,7 +26,7 @@ LENGTHS = [f"sentence_{kind}_config.json"  # the first that is there; old folder
 UNLIMITED = 10 ** 9  # tokens; where no file states a length, nothing is cut
 
 
-def find_file(source, name):
+def locate(source, name):
     """The path of a file of a local folder or hub repository; None where it is absent."""
     if Path(source).is_dir():
         return Path(source, name) if Path(source, name).is_file() else None
@@ -42,7 +42,7 @@ def find_file(source, name):
 
 def read_json(source, name, kind=dict):
     """A JSON file of a local folder or hub repository; None where it is absent. Raises BadInput."""
-    path = find_file(source, name)
+    path = locate(source, name)
     if path is None:
         return None
     try:
@@ -84,7 +84,7 @@ def read_settings(source):
         raise BadInput(f"{source}: its modules are {', '.join(kinds)}; known here: Transformer, Pooling, Normalize")
     if paths[0]:
         raise BadInput(f"{source}: its Transformer is in the folder {paths[0]}, not beside modules.json; not supported")
-    name = next((name for name in LENGTHS if find_file(source, name)), LENGTHS[0])
+    name = next((name for name in LENGTHS if locate(source, name)), LENGTHS[0])
     transformer = read_json(source, name) or {}
     pooling = read_json(source, f"{paths[1]}/config.json")
     if pooling is None:
@@ -150,7 +150,7 @@ def load_encoder(name, device="auto", dtype="auto"):
     def choose(source):
         if name in BACKBONES:  # known to be plain language models: nothing to ask the hub for
             return AutoModelForCausalLM
-        if find_file(source, "adapter_config.json"):
+        if locate(source, "adapter_config.json"):
             raise BadInput(f"{name}: an adapter of PEFT; merge it into its model first")
         settings, config = read_settings(source), AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.is_encoder_decoder:
@@ -169,7 +169,7 @@ def load_encoder(name, device="auto", dtype="auto"):
     types = tokenizer("a").get("token_type_ids")
     if types and "token_type_ids" in takes and (any(types) or not hasattr(model.config, "type_vocab_size")):
         raise BadInput(f"{name}: its tokenizer gives {kind} token types other than BERT's; not supported")
-    if tokenizer.chat_template and find_file(source, "modules.json") is None:
+    if tokenizer.chat_template and locate(source, "modules.json") is None:
         raise BadInput(f"{name}: sentence-transformers puts texts into its chat template; not supported")
     try:
         padded_alike = ignores_padding(tokenizer, model)

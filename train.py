@@ -238,8 +238,8 @@ def train(run, log):
 # --------------------------------------------------------------------------------------------------------- records
 
 
-def about_machine():
-    """What a figure depends on: versions, hardware, the commit."""
+def about_run(script, argv):
+    """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line)."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -251,6 +251,7 @@ def about_machine():
         "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,  # resident, on Linux
         "commit": commit,
+        "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
     }
 
 
@@ -302,7 +303,7 @@ def main(argv=None):
     lap("evaluate bm25")
     write_json(out / "result.json", {
         "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": seconds,
-        **about_machine(), "processes": processes()[1], "command": shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]), "curve": curve})
+        **about_run("train.py", argv), "processes": processes()[1], "curve": curve})
     rows = {f"{name} {label}": values[name] for name in run.collections
             for label, values in (("BM25", bm25), ("before", before), ("after", after))}
     if rows:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import save_tiny
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
