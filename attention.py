@@ -1,16 +1,139 @@
-"""The frozen LLM's own attention when many questions share the same documents, whose keys are never copied or masked.
+"""How a stock transformers model is made to attend as the method needs, without a line of its code copied or patched.
 
-A question's row sees the documents and its own question's past. The two are read apart, each with the log-sum-exp of
-its logits, and put together exactly:
+`attend` is registered with transformers as the attention function "dream"; a keyword that every supported model hands
+through (`reading=`) says what a pass does in place of each layer's attention. Three facts make passes cheap, and all
+are exact:
+
+- Texts need no padding: they are packed into one row of tokens, each seeing itself alone (`ReadTexts`). Only attention
+  itself is done text by text; every other layer works on real tokens alone.
+- Many questions share the same documents, whose keys are never copied or masked. Documents and a question's own past
+  are read apart, each with the log-sum-exp of its logits, and put together:
 
     softmax over both = share * (softmax over documents) + (1 - share) * (softmax over the own past)
     share = sigmoid( log sum_documents exp(logits) - log sum_own exp(logits) )
 
-All rows of all questions see the same documents, so that reading them is one product of many rows, in which heads that
-share keys and values (grouped-query attention, Ainslie et al. 2023) are rows too. Symbols: see model.py.
+- All rows of all questions see the same documents, so that reading them is one product of many rows, in which heads that
+  share keys and values (grouped-query attention, Ainslie et al. 2023) are rows too.
+
+Left out: sliding windows, soft-capping, attention sinks and layers that are not softmax attention. Symbols: see model.py.
 """
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from data import BadInput
+
+READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers hands a ready mask through; a reading masks by itself
+
+
+class Reading:
+    """What replaces a layer's attention during one pass. __call__(layer, q, k, v, scaling) -> (1, H, N, d)."""
+
+    def __init__(self):
+        self.layers_seen = []
+
+
+class Enough(Exception):
+    """Ends a forward pass: nobody reads what would follow."""
+
+
+def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
+    """The attention function known to transformers as "dream"; plain SDPA unless a `reading` is handed through.
+
+    query: (B, H, T, d); key, value: (B, H_kv, T, d) -> (B, T, H, d). Raises BadInput for attention that is more than
+    a softmax over scaled dot products, or that masks otherwise than `reading` does.
+    """
+    if reading is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    for extra, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks"),
+                        ("position_bias", "adds a position bias")):
+        if kwargs.get(extra) is not None:
+            raise BadInput(f"{type(module).__name__} {what}: eq (3) does not hold there; use Qwen2, Qwen3 or Llama")
+    if attention_mask is not READY:
+        raise BadInput(f"{type(module).__name__} masks its attention its own way; use Qwen2, Qwen3 or Llama")
+    reading.layers_seen.append(module.layer_idx)
+    return reading(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
+
+
+AttentionInterface.register("dream", attend)
+AttentionMaskInterface.register("dream", sdpa_mask)  # else padding would silently be ignored wherever reading is None
+
+
+def obstacle(llm, length):
+    """Why `length` tokens of `llm` cannot be read by plain causal softmax attention; None if they can."""
+    config, kind = llm.config.get_text_config(), llm.config.model_type
+    window = min(getattr(config, "sliding_window", None) or length, getattr(config, "attention_chunk_size", None) or length)
+    slides = any(t != "full_attention" for t in getattr(config, "layer_types", None) or ["sliding"])
+    if not getattr(llm, "_supports_attention_backend", False):
+        return f"{kind}: this architecture does not let its attention function be chosen; use Qwen2, Qwen3 or Llama"
+    if any(getattr(config, f"{where}_logit_softcapping", None) for where in ("attn", "final")):
+        return f"{kind}: soft-capped logits are not supported; use Qwen2, Qwen3 or Llama"
+    if any(name.endswith("sinks") for name, _ in llm.named_parameters()):
+        return f"{kind}: attention sinks are not supported; use Qwen2, Qwen3 or Llama"
+    if slides and window < length:
+        return f"{kind}: its sliding window of {window} tokens is shorter than the input of {length}"
+    if length > config.max_position_embeddings:
+        return (f"the input has {length} tokens, the LLM's context holds {config.max_position_embeddings}: "
+                "use fewer or shorter documents")
+    return None
+
+
+def forward(llm, reading, input_ids, positions, **kwargs):
+    """One pass over a row of tokens (N,) with `reading` in place of every layer's attention; None if it had Enough.
+
+    Leaves the model on "dream" attention, which without a `reading` is stock SDPA.
+    """
+    llm.set_attn_implementation("dream")
+    try:
+        output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=READY, use_cache=False,
+                     reading=reading, **kwargs)
+    except Enough:
+        output = None
+    if reading.layers_seen != list(range(llm.config.get_text_config().num_hidden_layers)):
+        raise BadInput(f"{llm.config.model_type}: not every layer is plain attention; use Qwen2, Qwen3 or Llama")
+    return output
+
+
+# ------------------------------------------------------------------------------------------------ texts, side by side
+
+
+class Packing:
+    """B rows of unequal length as one row of N tokens. token_at: (B, T) long, the place of row b's t-th token, 0 where
+    it has fewer; place: (N,) long, b T + t for the t-th token of row b; lengths: (B,) long."""
+
+    def __init__(self, lengths):
+        self.lengths, T = lengths, int(lengths.max())
+        inside = torch.arange(T, device=lengths.device) < lengths[:, None]  # (B, T)
+        self.place = inside.flatten().nonzero().flatten()
+        self.token_at = torch.zeros_like(inside, dtype=torch.long).masked_scatter(inside, torch.arange(len(self.place), device=inside.device))
+        self.positions = self.place % T  # (N,): each token's place within its own row
+
+    def apart(self, x):
+        """(H, N, d) -> (H, B, T, d); what a shorter row lacks is filled with the first token of all."""
+        return x.index_select(1, self.token_at.flatten()).view(len(x), *self.token_at.shape, x.shape[-1])
+
+    def together(self, x):
+        """(H, B, T, d) -> (H, N, d)."""
+        return x.flatten(1, 2).index_select(1, self.place)
+
+
+class ReadTexts(Reading):
+    """Causal attention of packed texts; behind a short text's last token there is nothing that its rows could see."""
+
+    def __init__(self, packing):
+        super().__init__()
+        self.packing = packing
+
+    def __call__(self, layer, query, key, value, scaling):
+        query, key, value = (self.packing.apart(x[0]).transpose(0, 1) for x in (query, key, value))  # (B, H, T, d)
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return self.packing.together(output.transpose(0, 1))[None]
+
+
+# ------------------------------------------------------------------------------------------------- shared documents
 
 
 def wide(x):
@@ -75,16 +198,15 @@ def read_prefix(query, key, value):
     return output.reshape(query.shape), lse.reshape(*query.shape[:2], 1)
 
 
-def read_own(query, key, value, suffixes):
+def read_own(query, key, value, packing):
     """Their own question's past as rows read it: query (H, N, d), scaled; key, value (H_kv, N, d) -> as read_prefix."""
-    B, T = suffixes.token_at.shape
-    q, k, v = (wide(x).index_select(1, suffixes.token_at.flatten()).view(key.shape[0], -1, B, T, x.shape[-1])
-               for x in (query, key, value))  # (H_kv, heads that share keys, B, T, d)
+    q, k, v = (packing.apart(wide(x)) for x in (query, key, value))  # (heads, B, T, d)
+    q, T = q.view(len(k), -1, *q.shape[1:]), q.shape[2]  # (H_kv, heads that share keys, B, T, d)
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)  # also hides padding from every row that counts
-    logits = (q @ k.transpose(-1, -2)).masked_fill(future, -torch.inf)
+    logits = (q @ k[:, None].transpose(-1, -2)).masked_fill(future, -torch.inf)
     lse = logits.logsumexp(-1, keepdim=True)
-    output = (logits - lse).exp() @ v
-    return tuple(x.reshape(len(query), B * T, -1).index_select(1, suffixes.place) for x in (output, lse))
+    output = (logits - lse).exp() @ v[:, None]
+    return tuple(packing.together(x.flatten(0, 1)) for x in (output, lse))
 
 
 def read_both(documents, own):

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from data import command, write_json
-from train import Run, about_run, parse
+from record import about_run
+from train import Run, parse
 
 SETTING = ["--pool", "16", "--questions", "16", "--document-tokens", "64"]
 

@@ -27,7 +27,7 @@ from data import BadInput, command, load_corpus, load_examples, write_json
 from evaluate import compute_metrics
 from model import Retriever
 from search import search
-from train import about_run
+from record import about_run
 
 SEED = 0  # of the random vectors, runs and judgments
 

@@ -11,24 +11,20 @@ retriever through these heads, and through nothing else.
     (5)  L_b = - 1/|y| sum_i log p( y_i | d_1..d_K, q_b, y_<i ; w_b )
     (6)  score(h) = the attention mass that head h puts on the source document, from the rows that predict the target
 
-Nothing of the LLM is copied or patched: `attend` below is registered with transformers as the attention function
-"dream", and a keyword that every supported model hands through (`reading=`) tells it what to do.
+Nothing of the LLM is copied or patched: a `Reading` takes the place of each layer's attention (attention.py).
 
 Two facts make a step cheap, and both are exact. Documents come before every question, so their rows never see the
 weights: they are read once, without gradients (`prefill`). And the questions need not be padded or batched: they are
-packed into one row behind the documents, each seeing the documents and itself (attention.py). Left out: sliding windows, soft-capping,
-attention sinks and layers that are not softmax attention; they are refused by name. Symbols: see model.py.
+packed into one row behind the documents, each seeing the documents and itself. What attention.py leaves out is refused
+by name. Symbols: see model.py.
 """
 import random
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from attention import read_both, read_own, read_prefix, wide
+from attention import Enough, Packing, Reading, forward, obstacle, read_both, read_own, read_prefix, wide
 from data import BadInput
 
 
@@ -53,82 +49,18 @@ class Suffixes:
     input_ids: torch.Tensor  # (N,)
     question_of: torch.Tensor  # (N,) long: b for a token of question b
     positions: torch.Tensor  # (N,) long: each question continues right behind the documents
-    token_at: torch.Tensor  # (B, T) long: the row of question b's t-th token; 0 where it has fewer than t
-    place: torch.Tensor  # (N,) long: b T + t for the t-th token of question b
+    packing: Packing  # of the N tokens into B rows
     predicts: torch.Tensor  # (R,) long: the rows whose next token is a target token
     targets: torch.Tensor  # (R,) long: those target tokens
-    mask: torch.Tensor  # (1, 1, N, N) bool: a row sees its own question's past; for transformers, which hands it to `attend`
-
-
-def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
-    """The attention function known to transformers as "dream"; plain SDPA unless a `reading` is handed through.
-
-    query: (B, H, T, d); key, value: (B, H_kv, T, d) -> (B, T, H, d). Raises BadInput for attention that is more than
-    a softmax over scaled dot products, or that masks otherwise than `reading` does.
-    """
-    if reading is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    for extra, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks"),
-                        ("position_bias", "adds a position bias")):
-        if kwargs.get(extra) is not None:
-            raise BadInput(f"{type(module).__name__} {what}: eq (3) does not hold there; use Qwen2, Qwen3 or Llama")
-    if attention_mask is not reading.mask:
-        raise BadInput(f"{type(module).__name__} masks its attention its own way; use Qwen2, Qwen3 or Llama")
-    reading.layers_seen.append(module.layer_idx)
-    return reading(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
-
-
-AttentionInterface.register("dream", attend)
-AttentionMaskInterface.register("dream", sdpa_mask)  # else padding would silently be ignored wherever reading is None
 
 
 def check_llm(llm, length):
     """Raise BadInput, naming the architecture, unless eqs (3)-(5) are exact on `llm` for `length` tokens."""
-    config, kind = llm.config.get_text_config(), llm.config.model_type
-    window = min(getattr(config, "sliding_window", None) or length, getattr(config, "attention_chunk_size", None) or length)
-    slides = any(t != "full_attention" for t in getattr(config, "layer_types", None) or ["sliding"])
-    if not getattr(llm, "_supports_attention_backend", False):
-        raise BadInput(f"{kind}: this architecture does not let its attention function be chosen; use Qwen2, Qwen3 or Llama")
-    if any(getattr(config, f"{where}_logit_softcapping", None) for where in ("attn", "final")):
-        raise BadInput(f"{kind}: soft-capped logits are not supported; use Qwen2, Qwen3 or Llama")
-    if any(name.endswith("sinks") for name, _ in llm.named_parameters()):
-        raise BadInput(f"{kind}: attention sinks are not supported; use Qwen2, Qwen3 or Llama")
-    if slides and window < length:
-        raise BadInput(f"{kind}: its sliding window of {window} tokens is shorter than the input of {length}")
-    if length > config.max_position_embeddings:
-        raise BadInput(f"the input has {length} tokens, the LLM's context holds {config.max_position_embeddings}: "
-                       "use fewer or shorter documents")
-
-
-def forward(llm, reading, input_ids, positions, **kwargs):
-    """One pass over a row of tokens (N,) with `reading` in place of every layer's attention; None if it had Enough.
-
-    Leaves the model on "dream" attention, which without a `reading` is stock SDPA.
-    """
-    llm.set_attn_implementation("dream")
-    try:
-        output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=reading.mask, use_cache=False,
-                     reading=reading, **kwargs)
-    except Enough:
-        output = None
-    if reading.layers_seen != list(range(llm.config.get_text_config().num_hidden_layers)):
-        raise BadInput(f"{llm.config.model_type}: not every layer is plain attention; use Qwen2, Qwen3 or Llama")
-    return output
-
-
-class Reading:
-    """What replaces a layer's attention during one pass. __call__(layer, q, k, v, scaling) -> (1, H, N, d)."""
-
-    def __init__(self, mask=None):
-        self.mask = mask  # (1, 1, N, N) bool; None: causal
-        self.layers_seen = []
+    if reason := obstacle(llm, length):
+        raise BadInput(reason)
 
 
 # ------------------------------------------------------------------------------------------ reading the documents
-
-
-class Enough(Exception):
-    """Ends a forward pass: nobody reads what would follow."""
 
 
 class ReadDocuments(Reading):
@@ -171,16 +103,12 @@ def pack(prefix, input_ids, target_mask):
     """(B, T) right-padded questions with targets -> Suffixes. Whatever follows a question's last target is padding."""
     assert input_ids.shape == target_mask.shape, "input_ids and target_mask must both be (B, T)"
     assert target_mask[:, 1:].any(1).all() and not target_mask[:, 0].any(), "targets must follow at least one token"
-    B, T = input_ids.shape
-    column = torch.arange(T, device=input_ids.device)
+    column = torch.arange(input_ids.shape[1], device=input_ids.device)
     last = torch.where(target_mask, column, -1).amax(1, keepdim=True)  # (B, 1): the last target is never an input
     inputs = column < last  # (B, T): the tokens that are read
-    question_of, position = inputs.nonzero(as_tuple=True)
-    predicts = target_mask.roll(-1, dims=1)[inputs].nonzero().flatten()
-    token_at = torch.zeros_like(input_ids).masked_scatter(inputs, torch.arange(len(position), device=inputs.device))
-    mask = (question_of[:, None] == question_of) & (position[:, None] >= position)
-    return Suffixes(input_ids[inputs], question_of, len(prefix) + position, token_at, question_of * T + position, predicts,
-                    input_ids[target_mask], mask[None, None])
+    packing = Packing(last[:, 0])
+    return Suffixes(input_ids[inputs], inputs.nonzero()[:, 0], len(prefix) + packing.positions, packing,
+                    target_mask.roll(-1, dims=1)[inputs].nonzero().flatten(), input_ids[target_mask])
 
 
 # ------------------------------------------------------------------------------- which heads look at the document
@@ -190,7 +118,7 @@ class ScoreHeads(Reading):
     """Untouched attention that notes, per layer and head, the mass on each question's source document."""
 
     def __init__(self, prefix, suffixes, source):
-        super().__init__(suffixes.mask)
+        super().__init__()
         self.prefix, self.suffixes, self.rows = prefix, suffixes, suffixes.predicts
         question = suffixes.question_of[self.rows]  # (R,)
         self.on_source = prefix.document_of[None, :] == source[question][:, None]  # (R, L)
@@ -201,7 +129,7 @@ class ScoreHeads(Reading):
     def __call__(self, layer, query, key, value, scaling):
         query = wide(query[0]) * scaling
         keys, values = self.prefix.keys[layer], self.prefix.values[layer]
-        own = read_own(query, key[0], value[0], self.suffixes)
+        own = read_own(query, key[0], value[0], self.suffixes.packing)
         output, lse = read_both(read_prefix(query, keys, values), own)
         rows = query[:, self.rows].view(len(keys), -1, keys.shape[-1])  # heads that share keys become rows
         logits = (rows @ wide(keys).transpose(1, 2)).view(len(query), -1, len(self.prefix))  # (H, R, L)
@@ -253,7 +181,7 @@ class Inject(Reading):
     """Untouched attention in most heads; in the chosen ones the document weights decide, eqs (3) and (4)."""
 
     def __init__(self, prefix, suffixes, weights, heads, budget):
-        super().__init__(suffixes.mask)
+        super().__init__()
         self.prefix, self.suffixes, self.budget = prefix, suffixes, budget
         self.weights = None if heads is None else wide(weights)[suffixes.question_of]  # (B, K) -> (N, K)
         self.heads_of = {}  # layer -> its injected heads
@@ -262,7 +190,7 @@ class Inject(Reading):
 
     def __call__(self, layer, query, key, value, scaling):
         query, keys, values = wide(query[0]) * scaling, self.prefix.keys[layer], self.prefix.values[layer]
-        own = read_own(query, key[0], value[0], self.suffixes)
+        own = read_own(query, key[0], value[0], self.suffixes.packing)
         output, _ = read_both(read_prefix(query, keys, values), own)
         if layer in self.heads_of:
             heads = torch.tensor(self.heads_of[layer], device=query.device)

@@ -23,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from attention import Packing, ReadTexts, forward, obstacle
 from backbones import BACKBONES, load_backbone
 from data import BadInput, write_json
 from peers import POOLINGS, load_encoder
@@ -44,8 +45,9 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if not self.enabled:
             return y
-        low = F.linear(x.to(self.lora_A.dtype), self.lora_A)  # (..., in) -> (..., r), in float32
-        return y + F.linear(low * self.scaling, self.lora_B).to(y.dtype)
+        low = F.linear(x, self.lora_A.to(x.dtype)).flatten(0, -2)  # (..., in) -> (tokens, r)
+        y.flatten(0, -2).addmm_(low, (self.scaling * self.lora_B).T.to(y.dtype))  # in place: y is nobody else's
+        return y
 
 
 def add_lora(llm, rank, alpha, seed=0, targets=None):
@@ -121,18 +123,46 @@ class Retriever:
     def embed(self, rows):
         """Lists of token ids -> (N, D) float32, unit norm, with gradients to the adapters."""
         lengths = torch.tensor([len(r) for r in rows], device=self.device)
+        if self.pooling == "lasttoken" and obstacle(self.llm, int(lengths.max())) is None:
+            packing = Packing(lengths)  # a causal LM: texts in one row, no padding
+            input_ids = torch.tensor([i for row in rows for i in row], device=self.device)
+            hidden = forward(self.llm.base_model, ReadTexts(packing), input_ids, packing.positions).last_hidden_state[0]
+            pooled = hidden[lengths.cumsum(0) - 1].float()
+        else:
+            pooled = self.embed_padded(rows, lengths)
+        return F.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def embed_apart(self, rows, chunk=0):
+        """(N, D) without a graph, as embed(), and the function that takes their gradient (N, D) on to the adapters.
+
+        With a `chunk` no graph is kept at all: so many texts are embedded at a time, and once more each when their
+        gradient is known (GradCache, Gao et al. 2021, arXiv 2101.06983). The same gradients, for one more forward pass.
+        """
+        if not chunk:
+            embeddings = self.embed(rows)
+            return embeddings.detach(), embeddings.backward
+        chunks = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
+        with torch.no_grad():
+            embeddings = torch.cat([self.embed(part) for part in chunks])
+
+        def backward(gradient):
+            for part, own in zip(chunks, gradient.split(chunk)):
+                self.embed(part).backward(own)
+
+        return embeddings, backward
+
+    def embed_padded(self, rows, lengths):
+        """The same for any encoder, as transformers itself does it: rows padded on the right and masked; before the norm."""
         pad = self.tokenizer.pad_token_id or 0  # some models count positions from the tokens that are not this one
         input_ids = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=pad)
         mask = torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]
         hidden = self.llm.base_model(input_ids=input_ids.to(self.device), use_cache=False,
                                      attention_mask=mask.long()).last_hidden_state  # (N, T, D)
         if self.pooling == "lasttoken":
-            pooled = hidden[torch.arange(len(rows), device=self.device), lengths - 1].float()
-        elif self.pooling == "cls":
-            pooled = hidden[:, 0].float()
-        else:
-            pooled = (hidden.float() * mask[..., None]).sum(1) / lengths[:, None]
-        return F.normalize(pooled, dim=-1) if self.normalize else pooled
+            return hidden[torch.arange(len(rows), device=self.device), lengths - 1].float()
+        if self.pooling == "cls":
+            return hidden[:, 0].float()
+        return (hidden.float() * mask[..., None]).sum(1) / lengths[:, None]
 
     @torch.no_grad()
     def encode(self, texts, kind="query", batch_tokens=None, bar=None):

@@ -37,6 +37,22 @@ def gather(tensor, fill):
     return torch.cat(parts, 1)
 
 
+def everyone(rows):
+    """(K, D) of every process, equally many -> (processes K, D) in order of rank."""
+    parts = [torch.empty_like(rows) for _ in range(processes()[1])]
+    if len(parts) > 1:
+        dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts) if len(parts) > 1 else rows
+
+
+def own_share(gradient):
+    """The gradient of everyone's rows -> the sum over processes of what belongs to this one's rows: everyone()'s adjoint."""
+    place, size = processes()
+    if size > 1:
+        dist.all_reduce(gradient)
+    return gradient.chunk(size)[place]
+
+
 def average(gradients, values, pools):
     """In place: gradients become the mean over all pools of a step, `values` (already means over the own) over processes.
 

@@ -19,10 +19,6 @@ import itertools
 import json
 import math
 import os
-import platform
-import resource
-import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -30,15 +26,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import transformers
 from tqdm import tqdm
 
 from bm25 import BM25
-from data import BadInput, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
+from data import BadInput, Pool, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
 from evaluate import evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads, target_nll
 from model import Retriever, load_backbone
-from processes import average, processes, start_processes
+from layers import checkpoint_layers, compile_layers
+from processes import average, everyone, own_share, processes, start_processes
+from record import about_run
 
 
 def option(default, help, **more):
@@ -71,6 +68,10 @@ class Config:
     clip: float = option(1.0, "largest gradient norm")
     lora_rank: int = option(16, "r of LoRA")
     lora_alpha: int = option(32, "alpha of LoRA; the update is scaled by alpha / r")
+    embed_chunk: int = option(0, "texts embedded at a time, twice each (gradient caching); 0: all at once")
+    checkpoint: bool = option(False, "activation checkpointing: layers keep their inputs alone and are computed again")
+    compile: bool = option(False, "compile the backbone's MLPs and norms; takes a minute, for long runs")
+    gather: bool = option(False, "under torchrun: every process's documents are candidates for all questions of a step")
     seed: int = option(0, "of pools, initialisation and random heads, each drawn on its own")
     device: str = option("auto", "cpu, cuda or auto")
     dtype: str = option("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16"))
@@ -81,12 +82,15 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for field in dataclasses.fields(Config):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, **field.metadata)
+        how = {"action": "store_true"} if field.type is bool else {"type": field.type}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **how, **field.metadata)
     config = Config(**vars(parser.parse_args(argv)))
     for name in ("heads", "head_examples", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
                  "lr", "clip", "lora_rank", "lora_alpha"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
+    if config.embed_chunk < 0:
+        raise BadInput("--embed-chunk must be 0 or a number of texts")
     if config.pool < 2 or not 0 <= config.warmup <= 1:
         raise BadInput("--pool must be at least 2 and --warmup between 0 and 1")
     return config
@@ -95,17 +99,19 @@ def parse(argv=None):
 # ------------------------------------------------------------------------------------------------------ objectives
 
 
-def dream_loss(run, pool, scores):
+def dream_loss(run, llm, pool, scores):
     """DREAM: the frozen LLM's loss on the targets when the retriever's weights decide what its heads read."""
     weights = F.softmax(scores / run.config.temperature, dim=-1)  # (B, K)  # eq (2)
-    with run.judge() as llm:
-        prefix, input_ids, target_mask = run.read(llm, pool)
-        return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads, run.config.budget).mean()
+    prefix, input_ids, target_mask = run.read(llm, pool)
+    return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads, run.config.budget).mean()
 
 
-def infonce_loss(run, pool, scores):
+def infonce_loss(run, llm, pool, scores):
     """InfoNCE (van den Oord et al. 2018): the source document is the label, the pool's others are negatives."""
-    return F.cross_entropy(scores / run.config.temperature, pool.source.to(scores.device))
+    texts, source = [run.corpus[d] for d in pool.documents], pool.source
+    copies = torch.tensor([[text == texts[k] for text in texts] for k in source.tolist()])  # (B, K)
+    copies[torch.arange(len(source)), source] = False  # the source's other copies in the pool are no negatives
+    return F.cross_entropy((scores / run.config.temperature).masked_fill(copies.to(scores.device), -torch.inf), source.to(scores.device))
 
 
 OBJECTIVES = {"dream": dream_loss, "infonce": infonce_loss}
@@ -128,6 +134,11 @@ class Run:
         llm_tokenizer, self.own_llm = tokenizer, None
         if config.llm and config.llm != config.backbone:
             llm_tokenizer, self.own_llm = load_backbone(config.llm, config.device, config.dtype)
+        for llm in {id(x): x for x in (backbone, self.own_llm or backbone)}.values():
+            if config.checkpoint:
+                checkpoint_layers(llm)
+            if config.compile:
+                compile_layers(llm)
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
         self.heads = None
         self.check()
@@ -157,7 +168,7 @@ class Run:
                   f"{config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
         if config.objective == "infonce":
             return
-        longest = self.prompts.context(documents[: config.pool])[0].shape[1]
+        longest = self.prompts.context(documents[: config.pool * (processes()[1] if config.gather else 1)])[0].shape[1]
         longest += self.prompts.suffixes(self.examples)[0].shape[1] - 1  # the last target is never an input
         with self.judge() as llm:
             check_llm(llm, longest)
@@ -183,14 +194,22 @@ class Run:
         self.heads = select_heads(scores, self.config.heads, self.config.head_choice, self.config.seed)
         return scores
 
-    def step(self, pool):
-        """One forward and backward pass -> the pool's record; gradients are added to the adapters'."""
-        c, retriever = self.config, self.retriever
-        query_emb = retriever.embed(retriever.tokenize([e.query for e in pool.examples], "query"))  # (B, D)
-        doc_emb = retriever.embed(retriever.tokenize([self.corpus[d] for d in pool.documents], "document", c.document_tokens))
+    def step(self, pool, own=slice(None)):
+        """One forward and backward pass -> the pool's record; gradients are added to the adapters'.
+
+        own: which of the pool's documents this process embeds, where processes share a pool (--gather).
+        """
+        c, retriever, B = self.config, self.retriever, len(pool.examples)
+        rows = retriever.tokenize([e.query for e in pool.examples], "query")
+        rows += retriever.tokenize([self.corpus[d] for d in pool.documents[own]], "document", c.document_tokens)
+        embeddings, backward = retriever.embed_apart(rows, c.embed_chunk)
+        doc_emb = everyone(embeddings[B:]) if c.gather else embeddings[B:]
+        query_emb, doc_emb = embeddings[:B].requires_grad_(), doc_emb.requires_grad_()  # (B, D), (K, D): a graph of their own
         scores = query_emb @ doc_emb.T  # (B, K)  # eq (1)
-        loss = OBJECTIVES[c.objective](self, pool, scores)
-        loss.backward()
+        with self.judge() as llm:
+            loss = OBJECTIVES[c.objective](self, llm, pool, scores)
+            loss.backward()  # through the LLM, as far as the embeddings
+        backward(torch.cat([query_emb.grad, own_share(doc_emb.grad) if c.gather else doc_emb.grad]))  # through the retriever
         source = pool.source.to(scores.device)
         weights = F.softmax(scores.detach() / c.temperature, dim=-1)
         return {
@@ -199,6 +218,16 @@ class Run:
             "accuracy": (weights.argmax(1) == source).float().mean().item(),
             "spread": 1 - doc_emb.detach().mean(0).square().sum().item(),  # 1 - |mean|^2: 0 when all vectors are one
         }
+
+    def steps(self):
+        """Endless (pool, own) for step(): this process's pools, or with --gather its part of everybody's pool."""
+        stream, (place, size) = self.pools(self.config.seed), processes()
+        for group in iter(lambda: list(itertools.islice(stream, size)), None):
+            own, K = group[place], len(group[place].documents)
+            if self.config.gather:
+                yield Pool([d for pool in group for d in pool.documents], own.examples), slice(place * K, (place + 1) * K)
+            else:
+                yield own, slice(None)
 
 
 def learning_rate(config, step):
@@ -211,16 +240,16 @@ def learning_rate(config, step):
 
 def train(run, log):
     """The loop. log(record) is called once a step. A step's gradient is the mean over its pools, of all processes."""
-    config, (place, size) = run.config, processes()
+    config = run.config
     parameters = run.retriever.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-    pools = itertools.islice(run.pools(config.seed), place, None, size)
-    bar = tqdm(range(config.steps), desc="training", unit="step", disable=place > 0)
+    steps = run.steps()
+    bar = tqdm(range(config.steps), desc="training", unit="step", disable=processes()[0] > 0)
     for step in bar:
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        records = [run.step(next(pools)) for _ in range(config.accumulate)]
+        records = [run.step(*next(steps)) for _ in range(config.accumulate)]
         values = torch.tensor([list(record.values()) for record in records], dtype=torch.float64).mean(0)
         values = average([p.grad for p in parameters], values, config.accumulate)
         record = dict(zip(records[0], values.tolist()))
@@ -233,26 +262,6 @@ def train(run, log):
         log({"step": step + 1, **record, "lr": learning_rate(config, step), "seconds": time.perf_counter() - start})
         bar.set_postfix(loss=f"{record['loss']:.3f}", source_weight=f"{record['source_weight']:.2f}",
                         lr=f"{learning_rate(config, step):.1e}")
-
-
-# --------------------------------------------------------------------------------------------------------- records
-
-
-def about_run(script, argv):
-    """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line)."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    try:
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
-        commit = git.stdout.strip() or None
-    except OSError:  # git is not installed
-        commit = None
-    return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
-        "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,  # resident, on Linux
-        "commit": commit,
-        "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
-    }
 
 
 def main(argv=None):
@@ -273,7 +282,8 @@ def main(argv=None):
         raise BadInput(f"--out {config.out}: {there} is not a folder that can be written to")
     run = Run(config)
     lap("load")
-    before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
+    with run.retriever.adapters_off():  # they change nothing yet
+        before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
     lap("evaluate before")
     out = Path(config.out)
     if config.objective != "infonce":

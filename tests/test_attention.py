@@ -54,7 +54,7 @@ def test_documents_and_own_past_together_are_one_masked_softmax():
     query, key, value = random(H, N, d), random(H_kv, N, d, seed=1), random(H_kv, N, d, seed=2)
     documents_key, documents_value = random(H_kv, L, d, seed=3), random(H_kv, L, d, seed=4)
     inputs = [x.requires_grad_() for x in (query, key, value)]
-    output, lse = read_both(read_prefix(query, documents_key, documents_value), read_own(query, key, value, suffixes))
+    output, lse = read_both(read_prefix(query, documents_key, documents_value), read_own(query, key, value, suffixes.packing))
 
     question = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2])
     seen = (question[:, None] == question) & torch.ones(N, N).tril().bool()

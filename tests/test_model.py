@@ -165,6 +165,32 @@ def test_no_texts_are_no_vectors():
     assert retriever().encode([]).shape == (0, 32)
 
 
+def test_packed_texts_are_embedded_as_transformers_embeds_padded_ones(kind):
+    """Embeddings to 1e-5 and every adapter's gradient; the padded pass is transformers' own, with its own mask."""
+    made, pull = retriever(kind), torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
+    rows = [[3, 4, 5, 6, 7, 8, 9], [10], [11, 12, 13], [14, 15, 16, 17, 18]]
+    results = []
+    for embed in (made.embed, lambda rows: torch.nn.functional.normalize(
+            made.embed_padded(rows, torch.tensor([len(r) for r in rows])), dim=-1)):
+        vectors = embed(rows)
+        results.append((vectors, torch.autograd.grad((vectors * pull).sum(), made.parameters())))
+    (packed, ours), (padded, theirs) = results
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
+    for a, b in zip(ours, theirs):
+        assert b.abs().max() > 0 and (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def test_what_plain_attention_cannot_read_is_still_embedded_by_transformers():
+    """A window shorter than the text: no packing, and another embedding than with full attention."""
+    wide, narrow = (Retriever("tiny", tiny_tokenizer(), tiny_llm("qwen2", **how)) for how in ({}, {
+        "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}))
+    rows = [list(range(1, 12)), [5, 6]]
+    expected = narrow.embed_padded(rows, torch.tensor([11, 2]))
+    torch.testing.assert_close(narrow.embed(rows), torch.nn.functional.normalize(expected, dim=-1))
+    assert not torch.allclose(narrow.embed(rows)[0], wide.embed(rows)[0], atol=1e-3)
+    torch.testing.assert_close(narrow.embed(rows)[1], wide.embed(rows)[1], atol=1e-5, rtol=0)
+
+
 def test_batches_of_one_length_hold_no_padding():
     made, seen = retriever(), []
     embed = made.embed

@@ -79,6 +79,29 @@ def test_two_processes_train_as_one_that_accumulates(tiny_folder, tmp_path):
     assert torch.allclose(torch.tensor(one[1]), torch.tensor(two[1]), rtol=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["dream", "infonce"])
+def test_a_shared_pool_is_one_large_pool(tiny_folder, tmp_path, objective):
+    """--gather: two processes, each half the documents and questions, train as one process that has them all."""
+    folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
+    one_pool = """
+run_pools = run.pools
+def both(seed):
+    stream = run_pools(seed)
+    for a, b in zip(stream, stream):
+        yield train.Pool(a.documents + b.documents, a.examples + b.examples)
+run.choose_heads()
+if processes()[1] == 1: run.pools = both"""
+    script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")).replace("run.choose_heads()", one_pool))
+    flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "3", "--pool", "4", "--heads", "4",
+             "--objective", objective, "--lr", "1e-4"]
+    for name, launch, more in (("one", [sys.executable], []), ("two", TORCHRUN, ["--gather"]), ("apart", TORCHRUN, [])):
+        subprocess.run([*launch, script, "-", tmp_path / name, *flags, *more], check=True, capture_output=True)
+    one, two, apart = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "apart.0"))
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(one[0], two[0]))
+    assert torch.allclose(torch.tensor(one[1]), torch.tensor(two[1]), rtol=1e-4)
+    assert max((a - b).abs().max() for a, b in zip(two[0], apart[0])) > 1e-4
+
+
 def test_the_training_command_under_torchrun_writes_once(tiny_folder, collection_folder, tmp_path):
     out = tmp_path / "out"
     run = subprocess.run([*TORCHRUN, "train.py", "--backbone", tiny_folder, "--data", collection_folder, "--device", "cpu", "--steps", "2",

@@ -75,7 +75,75 @@ def test_infonce_is_cross_entropy_on_the_source_document(tiny_folder, collection
     expected = 0.0
     for example, row in zip(pool.examples, scores.double() / run.config.temperature):
         expected -= math.log(row[pool.documents.index(example.document)].exp() / row.exp().sum()) / 4
-    assert train.infonce_loss(run, pool, scores).item() == pytest.approx(expected, rel=1e-4)
+    assert train.infonce_loss(run, None, pool, scores).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_infonce_does_not_push_the_source_s_copies_away(tiny_folder, collection_folder):
+    """A pool with a document twice, once under another id: for its question it is as if the copy were not there."""
+    run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
+    run.corpus["copy"] = run.corpus["d1"]
+    first, other = (next(e for e in run.examples if e.document == d) for d in ("d1", "d0"))
+    scores = torch.tensor([[.1, .2, .3, .4], [.4, .1, .2, .3]])
+    loss = train.infonce_loss(run, None, Pool(["d0", "d1", "d2", "copy"], [first, other]), scores).item()
+    logits = scores.double() / run.config.temperature
+    expected = -(logits[0, :3].log_softmax(0)[1] + logits[1].log_softmax(0)[0]) / 2
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+def saved_bytes(run, pool):
+    """The bytes that autograd keeps while a step runs, as its own hooks see them."""
+    seen = {}
+
+    def keep(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run.step(pool)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("objective", ["dream", "infonce"])
+@pytest.mark.parametrize("flags", [["--embed-chunk", "3"], ["--checkpoint"], ["--checkpoint", "--embed-chunk", "1"]])
+def test_saving_memory_changes_no_gradient(tiny_folder, collection_folder, objective, flags):
+    gradients = []
+    for more in ([], flags):
+        run = tiny_run(tiny_folder, collection_folder, "--objective", objective, *more)
+        run.choose_heads()
+        for p in run.retriever.parameters()[1::2]:
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(1))
+        record = run.step(next(run.pools(0)))
+        gradients.append([p.grad for p in run.retriever.parameters()])
+    assert record["loss"] > 0 and all(g.abs().max() > 0 for g in gradients[0])
+    for plain, saving in zip(*gradients):
+        assert (plain - saving).abs().max() <= 1e-5 * plain.abs().max()
+
+
+def test_checkpointing_keeps_less_and_leaves_the_prefix_alone(tiny_folder, collection_folder):
+    plain, saving = (tiny_run(tiny_folder, collection_folder, "--document-tokens", "64", *more) for more in ([], ["--checkpoint"]))
+    pool, prefixes = next(plain.pools(0)), []
+    for run in (plain, saving):
+        run.choose_heads()
+        with run.judge() as llm:
+            prefixes.append(run.read(llm, pool)[0])
+    assert len(prefixes[1].keys) == 3 and all(map(torch.equal, prefixes[0].keys, prefixes[1].keys))
+    assert saved_bytes(saving, pool) < 0.5 * saved_bytes(plain, pool)
+
+
+def test_the_backbone_s_layers_can_be_compiled(tiny_folder, collection_folder):
+    """Norms and MLPs alone, for every number of tokens; what compiles is torch's: here its own reference backend."""
+    plain, compiled = (tiny_run(tiny_folder, collection_folder, *more) for more in ([], ["--compile"]))
+    layers = [m for m in compiled.retriever.llm.modules() if m._compiled_call_impl is not None]
+    assert len(layers) == 3 * 3 + 1 and not any(m._compiled_call_impl for m in plain.retriever.llm.modules())
+    for module in layers:
+        module.compile(dynamic=True, backend="aot_eager")
+    records = []
+    for run in (plain, compiled):
+        run.choose_heads()
+        records.append(run.step(next(run.pools(0))))
+    assert records[0] == pytest.approx(records[1], rel=1e-4)
+    for a, b in zip(plain.retriever.parameters(), compiled.retriever.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_main_writes_what_the_design_says_and_evaluate_reads_it(tiny_folder, collection_folder, tmp_path, capsys):

@@ -1,0 +1,28 @@
+"""What a measured figure depends on: written beside every figure in results/."""
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+
+def about_run(script, argv):
+    """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line)."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = git.stdout.strip() or None
+    except OSError:  # git is not installed
+        commit = None
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,  # resident, on Linux
+        "commit": commit,
+        "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
+    }
