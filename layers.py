@@ -8,6 +8,7 @@ def checkpoint_layers(llm):
     The documents' keys and values are read without a graph, so that they are neither dropped nor computed again.
     """
     llm.activation_checkpointing_enable({"use_reentrant": False})
+    llm.disable_input_require_grads()  # else the judge would have a graph below its first injected layer
     for module in llm.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True  # transformers checkpoints in training only; what is inside stays in eval mode

@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-MARK = re.compile(r"(<!-- (results|costs) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
+MARK = re.compile(r"(<!-- (results|costs|parts|growth) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 
 
@@ -46,11 +46,23 @@ def table():
     return "\n".join(lines) + "\n"
 
 
+def read(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
 def costs():
-    """Ratios within one run each: results/bench.json and results/bench-peers.json."""
-    step, peers = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("bench", "bench-peers"))
-    memory = step["peak_mb"]["dream"] / step["peak_mb"]["infonce"]
-    rows = [("a DREAM step, in InfoNCE steps: time; peak memory", f"{step['ratio']:.2f}; {memory:.2f}", step),
+    """Ratios within one run each."""
+    step, naive, peft, peers = (read(f"bench{name}") for name in ("", "-naive", "-peft", "-peers"))
+    ratios = naive["ratios"]
+    rows = [("a DREAM step, in InfoNCE steps: time; memory beyond the models", f"{step['ratios']['dream / infonce']:.2f}; "
+             f"{step['ratios']['peak beyond the models']:.2f}", step),
+            ("by the count of operations alone", f"{step['ratios']['by count']:.2f}", step),
+            ("share of a DREAM step outside matrix products and fused attention", f"{step['outside_products']:.0%}", step),
+            ("against the naive implementation: a step; the judge's part alone", f"{ratios['time of a step']:.0f} times as fast; "
+             f"{ratios['time of the judge']:.0f} times", naive),
+            ("its memory, one question's graph at a time; all graphs of a step", f"{ratios['memory of the judge']:.0f} times less; "
+             f"{ratios['memory, all graphs']:.0f} times", naive),
+            ("encoder forward and backward, against peft's LoRA", f"{peft['ratios']['peft / ours']:.2f} times as fast", peft),
             ("encoding, against sentence-transformers", f"{peers['encoding']['ratio']:.2f} times as fast", peers),
             ("search, against faiss IndexFlatIP", f"{peers['search']['ratio']:.2f} times as fast, "
              f"{peers['search_peak_mb']} MB more memory", peers),
@@ -59,7 +71,28 @@ def costs():
                       *(f"| {what} | {figure} | `{source['command']}` |" for what, figure, source in rows)]) + "\n"
 
 
-TABLES = {"results": table, "costs": costs}
+def parts():
+    """Where a step's time goes: operations counted, seconds measured."""
+    step = read("bench")
+    lines = [f"| part | GFLOP | seconds | GFLOPS ({step['product_rate'] / 1e9:.0f} for a plain product) |", "|---|---|---|---|"]
+    lines += [f"| {name} | {flops / 1e9:.0f} | {step['part_seconds'][name]:.2f} | {flops / step['part_seconds'][name] / 1e9:.0f} |"
+              for name, flops in step["flops"].items()]
+    lines += [f"| memory beyond the models: {name} | | {megabytes:,} MB | |" for name, megabytes in step["extra_mb"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def growth():
+    """Time and memory of a step as one size grows; the exponent is that of the growth from the row above."""
+    lines = ["| what grows | to | seconds | exponent | MB beyond the model | exponent |", "|---|---|---|---|---|---|"]
+    for name, points in read("bench-growth")["growth"].items():
+        for value, point in points.items():
+            time, memory = ("" if x is None else f"{x:.2f}" for x in point["exponents"])
+            lines.append(f"| {name.replace('_', ' ').replace('pool', 'documents')} | {value} | {point['median']:.2f} | {time} | "
+                         f"{point['extra_mb']:,} | {memory} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"results": table, "costs": costs, "parts": parts, "growth": growth}
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"

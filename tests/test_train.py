@@ -8,10 +8,9 @@ import re
 import pytest
 import torch
 
-import bench
 import evaluate
 import train
-from conftest import ROOT, save_tiny, write_collection
+from conftest import ROOT, save_tiny
 from data import BadInput, Pool, load_collection
 from inject import target_nll
 from model import Retriever
@@ -206,16 +205,6 @@ def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
     assert len(dataclasses.fields(Config)) <= 30
     with pytest.raises(BadInput, match="--temperature must be a positive number"):
         parse(["--temperature", "nan"])
-
-
-def test_bench_compares_both_objectives(tmp_path, capsys):
-    write_collection(tmp_path / "data", documents=12)
-    backbone = save_tiny(tmp_path, num_hidden_layers=4)  # the 16 heads that are injected
-    bench.main(["--backbone", backbone, "--data", str(tmp_path / "data"), "--repeats", "2", "--out", str(tmp_path / "bench.json")])
-    figures = json.loads((tmp_path / "bench.json").read_text())
-    assert {k: len(v) for k, v in figures["seconds"].items()} == {"infonce": 2, "dream": 2}
-    assert figures["ratio"] > 0 and figures["peak_mb"]["dream"] > 100
-    assert "dream / infonce" in capsys.readouterr().out
 
 
 PAIRS = [("In which city does the blue clown live?", "Turin", "The blue clown has lived in Turin since his childhood."),

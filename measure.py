@@ -1,0 +1,143 @@
+"""How a step is measured: seconds in turns, operations as torch counts them, bytes that autograd keeps, peak memory."""
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from inject import prefill, target_nll
+
+
+def seconds(function):
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(sides, repeats, warm=False):
+    """{name: function} -> {name: seconds of `repeats` calls}, taken in turns; unless `warm`, after one turn that does not count."""
+    turns = [{name: seconds(side) for name, side in sides.items()} for _ in range(repeats + (not warm))]
+    return {name: [round(turn[name], 4) for turn in turns[-repeats:]] for name in sides}
+
+
+def medians(times):
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+# ------------------------------------------------------------------------------------------ the step, part by part
+
+
+def part_by_part(retriever, batch, heads, measure):
+    """One DREAM step on random tokens -> {part of cost.py: measure(function)[1]}; measure also hands the result through."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, found = retriever.llm.config.vocab_size, {}
+
+    def tokens(*shape):
+        return torch.randint(5, vocabulary, shape, generator=generator).to(retriever.device)
+
+    def part(name, function):
+        result, found[name] = measure(function)
+        return result
+
+    rows = tokens(batch.questions, batch.query).tolist() + tokens(batch.documents, batch.document).tolist()
+    piece = torch.arange(batch.documents).repeat_interleave(batch.document + batch.header)
+    document_of = torch.cat([torch.full((batch.introduction,), -1), piece]).to(retriever.device)
+    context = tokens(1, len(document_of))
+    suffixes = tokens(batch.questions, batch.suffix + 1)
+    target_mask = (torch.arange(batch.suffix + 1, device=retriever.device) > batch.suffix - batch.targets).expand(len(suffixes), -1)
+    embeddings = part("encoder forward", lambda: retriever.embed(rows))
+    weights = torch.randn(batch.questions, batch.documents, generator=generator).softmax(-1).to(retriever.device).requires_grad_()
+    with retriever.adapters_off() as llm:
+        prefix = part("prefill", lambda: prefill(llm, context, document_of))
+        loss = part("suffix forward", lambda: target_nll(llm, prefix, suffixes, target_mask, weights, heads).mean())
+        part("suffix backward", loss.backward)
+    part("encoder backward", lambda: embeddings.backward(torch.ones_like(embeddings) / len(embeddings)))
+    for parameter in retriever.parameters():
+        parameter.grad = None
+    return found
+
+
+def timed(function):
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def attention_flops(query, key, value, dropout=0.0, is_causal=False, **rest):
+    return 4 * math.prod(query) * key[2] / (2 if is_causal else 1)
+
+
+CPU = torch.ops.aten  # torch's counter does not know the CPU's fused attention, nor a product added in place
+UNKNOWN = {CPU.addmm_: lambda y, a, b, *rest, out_val=None, **kw: 2 * math.prod(a) * b[1],
+         CPU._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, dropout=0.0, is_causal=False, *a, out_val=None, **kw:
+         attention_flops(q, k, v, dropout, is_causal),
+         CPU._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, out, lse, dropout, is_causal, *a, out_val=None,
+         **kw: 2.5 * attention_flops(q, k, v, dropout, is_causal)}
+
+
+def counted(function):
+    """The operations that torch's own counter sees."""
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
+        result = function()
+    return result, counter.get_total_flops()
+
+
+def kept(function):
+    """The bytes that autograd keeps for the backward pass, frozen weights and adapters aside."""
+    seen = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter) and not (tensor._base is not None and isinstance(tensor._base, torch.nn.Parameter)):
+            seen[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in seen.values()}
+    return result, sum(storages.values())
+
+
+def product_rate(width, intermediate, rows, like, repeats=20):
+    """Operations a second of plain matrix products as large as an MLP's: what could be reached. like: a tensor of the model."""
+    x, weight = like.new_empty(rows, width).normal_(), like.new_empty(intermediate, width).normal_()
+    best = min(seconds(lambda: [F.linear(x, weight) for _ in range(repeats)]) for _ in range(5))
+    return 2 * x.numel() * len(weight) * repeats / best
+
+
+def share_outside_products(function):
+    """The share of a call's kernel time that is not spent in matrix products or fused attention."""
+    on_gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
+        function()
+    times = {e.key: (e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in seen.key_averages()}
+    products = sum(t for key, t in times.items() if any(name in key for name in ("mm", "gemm", "flash_attention", "fmha", "cutlass")))
+    return 1 - products / sum(times.values())
+
+
+# ------------------------------------------------------------------------------------------------------- memory
+
+
+def peak(function):
+    """MB that a call takes beyond what was held before: of a GPU's allocator, else resident memory (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20)
+
+    def status(name):
+        return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # from now on, the highest is counted anew
+    before = status("VmRSS")
+    function()
+    return round(status("VmHWM") - before)
