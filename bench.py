@@ -281,7 +281,7 @@ def check_plan(name, layers, batch):
     retriever.tokenizer = type("NoText", (), {"pad_token_id": 0})
     retriever.add_lora(16, 32)
     heads = [(layer, head) for layer in range(layers // 4, layers) for head in range(shape.heads)][:16]
-    flops, held = count_flops(shape, shape, batch), count_bytes(shape, shape, batch, size=4)
+    flops, held = count_flops(shape, shape, batch, heads=len(heads)), count_bytes(shape, shape, batch, size=4)
     timing = part_by_part(retriever, batch, heads, timed)
     seen, bytes_seen = part_by_part(retriever, batch, heads, counted), part_by_part(retriever, batch, heads, kept)
     return {"layers": layers, "all_layers": SHAPES[name].layers, "operations, counted / planned": sum(seen.values()) / sum(flops.values()),
