@@ -138,7 +138,8 @@ def count_bytes(retriever, judge, batch, rank=16, heads=16, first=0.25, size=2, 
     """
     e, j, b = retriever, judge, batch
     N, rows = b.encoder_tokens, b.questions * b.suffix
-    per_token = 2 * e.width * 4 + size * (2 * e.width + 3 * e.q + 2 * e.kv + 4 * e.intermediate + 7 * rank)
+    texts = (b.questions + b.documents) * max(b.query, b.document) / N  # attention alone is padded
+    per_token = 2 * e.width * 4 + size * (2 * e.width + e.q + texts * 2 * (e.q + e.kv) + 4 * e.intermediate + 7 * rank)
     above = j.layers - int(first * j.layers)
     per_row = 2 * j.width * 4 + size * 3 * j.intermediate + 4 * (7 * j.q + 2 * j.kv + 2 * j.heads * b.suffix)
     encoder, suffix = N * per_token * e.layers, rows * per_row * above
