@@ -67,6 +67,10 @@ def obstacle(llm, length):
     config, kind = llm.config.get_text_config(), llm.config.model_type
     window = min(getattr(config, "sliding_window", None) or length, getattr(config, "attention_chunk_size", None) or length)
     slides = any(t != "full_attention" for t in getattr(config, "layer_types", None) or ["sliding"])
+    if getattr(config, "is_causal", True) is False or any(getattr(m, "is_causal", True) is False for m in llm.modules()):
+        return f"{kind}: its tokens see what follows them; use a causal LM, such as Qwen2, Qwen3 or Llama"
+    if set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention", "chunked_attention"}:
+        return f"{kind}: not every layer is plain attention; use Qwen2, Qwen3 or Llama"
     if not getattr(llm, "_supports_attention_backend", False):
         return f"{kind}: this architecture does not let its attention function be chosen; use Qwen2, Qwen3 or Llama"
     if any(getattr(config, f"{where}_logit_softcapping", None) for where in ("attn", "final")):

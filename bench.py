@@ -4,19 +4,16 @@
     python bench.py --naive --out results/bench-naive.json
     python bench.py --peft --out results/bench-peft.json
     python bench.py --growth --out results/bench-growth.json
+    python bench.py --random Qwen2-0.5B --questions 32 --pool 32 --document-tokens 256    # another shape and batch, for a GPU
+    python bench.py --options --out results/bench-options.json     # --compile, --checkpoint, --embed-chunk, bfloat16
     python bench.py --plan --out results/plan.json     # other models, on paper (cost.py), checked against small steps
 
 Everything is a ratio within one process, whose sides take turns, because a machine's speed drifts; medians after warm-up.
 Memory is what a process of its own takes beyond the loaded models. How each is measured: measure.py.
 """
 import argparse
-import json
-import math
 import statistics
-import subprocess
-import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,33 +21,14 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from attention import READY
-from cost import SHAPES, Batch, Shape, count_bytes, count_flops, plan, random_model
-from data import command, load_corpus, write_json
+from cost import SHAPES, Batch, Shape, count_flops
+from data import command, write_json
 from inject import target_nll
-from measure import (counted, in_turns, kept, medians, part_by_part, peak, product_rate, seconds, share_outside_products,
-                     timed)
+from measure import (SETTING, alone, forget, in_turns, medians, part_by_part, peak, prepare, product_rate, save_random, seconds,
+                     share_outside_products, timed)
 from model import Retriever
 from record import about_run
-from train import Run, parse
-
-SETTING = {"pool": 16, "questions": 16, "document_tokens": 64}
-
-
-def prepare(backbone, data, **setting):
-    """A Run of SETTING, changed by `setting`."""
-    flags = ["--backbone", backbone, "--data", data]
-    for name, value in {**SETTING, **setting}.items():
-        flags += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-    run = Run(parse(flags))
-    for parameter in run.retriever.llm.parameters():
-        parameter.sum()  # what is only mapped so far is in memory from now on
-    return run
-
-
-def alone(call, *arguments):
-    """A function of this file, by name, in a process of its own, where no earlier peak has left pages -> what it returns."""
-    script = [sys.executable, __file__, "--child", json.dumps([call, *arguments])]
-    return json.loads(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+from scale import bench_growth, bench_plan
 
 
 def step_memory(backbone, data, objective, setting=()):
@@ -67,17 +45,22 @@ def step_memory(backbone, data, objective, setting=()):
     return peak(steps)
 
 
-def forget(run):
-    for parameter in run.retriever.parameters():
-        parameter.grad = None
-
-
-# ------------------------------------------------------------------------------------------------- what is measured
+def sizes(run, pool):
+    """A pool's mean sizes in tokens, as a Batch."""
+    with run.judge() as llm:
+        prefix, suffixes, target_mask = run.read(llm, pool)
+    B, K = len(pool.examples), len(pool.documents)
+    read = target_mask.long().flip(1).argmax(1)  # (B,): what is padding behind the last target
+    tokens = [sum(map(len, run.tokenize(texts, kind))) for texts, kind in (
+        ([e.query for e in pool.examples], "query"), ([run.corpus[d] for d in pool.documents], "document"))]
+    inside = int((prefix.document_of >= 0).sum())
+    return Batch(B, K, round(tokens[1] / K), round(tokens[0] / B), round((suffixes.shape[1] - 1 - read.float()).mean().item()),
+                 round(target_mask.sum().item() / B), round((inside - tokens[1]) / K), len(prefix) - inside)
 
 
 def bench_step(args):
     """A DREAM step and an InfoNCE step on the same pools, and where the DREAM step's time goes."""
-    memory = {name: alone("step_memory", args.backbone, args.data, name.split()[0], setting) for name, setting in {
+    memory = {name: alone(step_memory, args.backbone, args.data, name.split()[0], setting) for name, setting in {
         "infonce": {}, "dream": {}, "dream --checkpoint": {"checkpoint": True}, "dream --embed-chunk 4": {"embed_chunk": 4},
         "dream --checkpoint --embed-chunk 4": {"checkpoint": True, "embed_chunk": 4}}.items()}
     run = prepare(args.backbone, args.data)
@@ -96,9 +79,9 @@ def bench_step(args):
             elapsed = seconds(lambda: one(objective))
             values += [round(elapsed, 3)] if turn else []
     median = medians(times)
-    shape, batch = Shape.of(run.retriever.llm.config), Batch(SETTING["questions"], SETTING["pool"], SETTING["document_tokens"], query=19, suffix=25, targets=4)
+    shape, batch = Shape.of(run.retriever.llm.config), sizes(run, pool)
     first = min(layer for layer, _ in run.heads) / shape.layers
-    flops = count_flops(shape, shape, batch, first=first)
+    flops = count_flops(shape, shape, batch, run.config.lora_rank, len(run.heads), first)
     parts = [part_by_part(run.retriever, batch, run.heads, timed) for _ in range(args.repeats + 1)][1:]
     parts = {name: statistics.median(turn[name] for turn in parts) for name in flops}
     rate = product_rate(shape.width, shape.intermediate, batch.prefix, run.retriever.llm.get_input_embeddings().weight)
@@ -115,7 +98,7 @@ def bench_step(args):
         print(f"{name:40s}{value:6d} MB beyond the models" + (f", {median[name]:.2f} s a step" if name in median else ""))
     print(", ".join(f"{name}: {value:.2f}" for name, value in ratios.items()))
     return {"seconds": times, "median": median, "flops": flops, "part_seconds": parts, "product_rate": rate, "extra_mb": memory,
-            "outside_products": outside, "ratios": ratios}
+            "outside_products": outside, "ratios": ratios, "tokens": vars(batch)}
 
 
 def naive_attention(module, query, key, value, attention_mask, scaling, naive, **kwargs):
@@ -142,7 +125,8 @@ AttentionInterface.register("naive", naive_attention)
 def naive_loss(run, llm, pool, weights, questions):
     """The specification of eq (5): each question its own pass over everything -> the first `questions` losses, one at a time."""
     context, document_of = run.prompts.context([run.corpus[d] for d in pool.documents])
-    suffixes, target_mask = run.prompts.suffixes(pool.examples)
+    context, document_of, suffixes, target_mask = (
+        x.to(llm.device) for x in (context, document_of, *run.prompts.suffixes(pool.examples)))
     llm.set_attn_implementation("naive")
     for b in range(questions):
         end = int(target_mask[b].nonzero().max()) + 1
@@ -162,7 +146,8 @@ def judged(run, pool, how, questions=None):
     """The judge's part of a step, `how` one of "ours", "naive" (each question's graph freed before the next) or "naive, graphs
     together", for the first `questions` -> (losses, gradient of the weights)."""
     generator, questions = torch.Generator().manual_seed(0), questions or len(pool.examples)
-    weights = torch.randn(len(pool.examples), len(pool.documents), generator=generator).mul(2).softmax(-1).requires_grad_()
+    weights = torch.randn(len(pool.examples), len(pool.documents), generator=generator).mul(2).softmax(-1)
+    weights = weights.to(run.retriever.device).requires_grad_()
     with run.retriever.adapters_off() as llm:
         if how == "ours":
             losses = our_loss(run, llm, pool, weights)
@@ -189,9 +174,9 @@ def bench_naive(args):
     """The judge's part and the whole step, against the naive implementation: time, memory, losses, gradients."""
     run = prepare(args.backbone, args.data)
     run.choose_heads()
-    memory = {"ours": alone("judge_memory", args.backbone, args.data, run.heads, "ours"),
-              "naive": alone("judge_memory", args.backbone, args.data, run.heads, "naive", 2)}  # the others change no peak
-    together = [alone("judge_memory", args.backbone, args.data, run.heads, "naive, graphs together", n) for n in (1, 2)]
+    memory = {"ours": alone(judge_memory, args.backbone, args.data, run.heads, "ours"),
+              "naive": alone(judge_memory, args.backbone, args.data, run.heads, "naive", 2)}  # the others change no peak
+    together = [alone(judge_memory, args.backbone, args.data, run.heads, "naive, graphs together", n) for n in (1, 2)]
     memory["naive, all graphs, from one and two questions"] = together[0] + (SETTING["questions"] - 1) * (together[1] - together[0])
     pool = next(run.pools(0))
     ours, naive = judged(run, pool, "ours"), judged(run, pool, "naive")
@@ -213,98 +198,59 @@ def bench_naive(args):
 
 
 def bench_peft(args):
-    """The encoder's forward and backward pass with this project's LoRA and with peft's, same weights, same packed texts."""
+    """The encoder's forward and backward pass with this project's LoRA and with peft's: same weights, same packed texts."""
     from peft import LoraConfig, get_peft_model
 
     run = prepare(args.backbone, args.data)
-    pool, config = next(run.pools(0)), run.config
-    rows = run.retriever.tokenize([e.query for e in pool.examples], "query")
-    rows += run.retriever.tokenize([run.corpus[d] for d in pool.documents], "document", config.document_tokens)
-    base = prepare(args.backbone, args.data).retriever
-    targets = sorted({name.rpartition(".")[2] for name in base.adapters()})
-    fresh = Retriever.load(args.backbone)
+    pool, config, ours = next(run.pools(0)), run.config, run.retriever
+    rows = run.tokenize([e.query for e in pool.examples], "query") + run.tokenize([run.corpus[d] for d in pool.documents], "document")
+    fresh = Retriever.load(args.backbone, config.device, config.dtype)
+    targets = sorted({name.rpartition(".")[2] for name in ours.adapters()})
     wrapped = get_peft_model(fresh.llm, LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=targets))
     theirs = Retriever("peft", fresh.tokenizer, wrapped.get_base_model())
-    times = in_turns({"ours": lambda: run.retriever.embed(rows).sum().backward(), "peft": lambda: theirs.embed(rows).sum().backward()},
-                     args.repeats)
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(layer.lora_A, theirs.llm.get_submodule(name).lora_A["default"].weight) for name, layer in ours.adapters().items()]
+    pairs += [(layer.lora_B, theirs.llm.get_submodule(name).lora_B["default"].weight) for name, layer in ours.adapters().items()]
+    for own, other in pairs:
+        own.data.copy_(torch.randn(own.shape, generator=generator) * 0.02)
+        other.data.copy_(own)
+
+    def embed(retriever):
+        embeddings = retriever.embed(rows)
+        embeddings[:, 0].sum().backward()
+        return embeddings.detach()
+
+    differences = {"embeddings": (embed(ours) - embed(theirs)).abs().max().item(),
+                   "gradients, relative": max(((a.grad - b.grad).abs().max() / b.grad.abs().max()).item() for a, b in pairs)}
+    times = in_turns({"ours": lambda: embed(ours), "peft": lambda: embed(theirs)}, args.repeats, warm=True)
     ratio = statistics.median(p / o for p, o in zip(times["peft"], times["ours"]))
-    print(f"encoder forward and backward: {medians(times)} s; peft takes {ratio:.2f} of our time")
-    return {"seconds": times, "median": medians(times), "ratios": {"peft / ours": ratio}}
+    print(f"encoder forward and backward: {medians(times)} s; peft takes {ratio:.2f} of our time; differences {differences}")
+    return {"seconds": times, "median": medians(times), "ratios": {"peft / ours": ratio}, "differences": differences}
 
 
-GROWTH = {"questions": (4, 8, 16, 32, 64), "pool": (4, 8, 16, 32, 64), "document_tokens": (64, 128, 256, 512)}
+OPTIONS = {"plain": {}, "--compile": {"compile": True}, "--checkpoint": {"checkpoint": True}, "--embed-chunk 4": {"embed_chunk": 4},
+           "--dtype bfloat16": {"dtype": "bfloat16"}}
 
 
-def grow(backbone, data, setting, repeats):
-    """Seconds and MB of DREAM steps of one setting."""
-    run = prepare(backbone, data, **setting)
-    pools = run.pools(0)
-
-    def step():
-        run.step(next(pools))
-        forget(run)
-
-    memory = peak(lambda: (run.choose_heads(), step()))
-    times = [seconds(step) for _ in range(repeats + 1)]
-    return {"seconds": [round(t, 3) for t in times[1:]], "median": statistics.median(times[1:]), "extra_mb": memory}
-
-
-def bench_growth(args):
-    """How time and memory grow: random weights, SmolLM2-135M's shape with 4 of its 30 layers, long documents."""
-    results = {}
+def bench_options(args):
+    """What each option does to a step's time and loss: 4 layers, 8 questions x 8 documents, small enough for bfloat16 on any CPU."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = Retriever.load(args.backbone).tokenizer
-        random_model(SHAPES["SmolLM2-135M"], layers=4).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        texts = list(load_corpus(args.data).items())
-        data = Path(folder) / "data"
-        data.mkdir()
-        long = [{"_id": d, "title": "", "text": " ".join(t for _, t in (texts * 2)[i : i + 8])} for i, (d, _) in enumerate(texts)]
-        (data / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
-        (data / "train.jsonl").write_bytes((Path(args.data) / "train.jsonl").read_bytes())
-        for name, values in GROWTH.items():
-            results[name] = {value: alone("grow", folder, str(data), {"heads": 4, "neighbours": 1, name: value}, args.repeats) for value in values}
-            points = list(results[name].items())
-            print(f"{name:16s}{'seconds':>9s}{'exponent':>9s}{'MB':>9s}{'exponent':>9s}")
-            for (before, was), (value, now) in zip([points[0], *points], points):
-                exponents = [math.log(now[x] / was[x]) / math.log(value / before) if value != before and min(now[x], was[x]) > 0 else None
-                             for x in ("median", "extra_mb")]
-                now["exponents"] = exponents
-                shown = [f"{x:9.2f}" if x is not None else f"{'-':>9s}" for x in exponents]
-                print(f"{value:16d}{now['median']:9.2f}{shown[0]}{now['extra_mb']:9d}{shown[1]}", flush=True)
-    return {"growth": results}
+        save_random(folder, args.backbone, layers=4)
+        runs = {name: prepare(folder, args.data, **{"pool": 8, "questions": 8, "heads": 4, **setting}) for name, setting in OPTIONS.items()}
+        runs["plain"].choose_heads()
+        pool = next(runs["plain"].pools(0))
+        for run in runs.values():
+            run.heads = runs["plain"].heads
+        first = {name: seconds(lambda: run.step(pool)) for name, run in runs.items()}  # with what compiling takes
+        losses = {name: run.step(pool)["loss"] for name, run in runs.items()}
+        times = in_turns({name: lambda run=run: (run.step(pool), forget(run)) for name, run in runs.items()}, args.repeats)
+    ratios = {name: statistics.median(t / p for t, p in zip(values, times["plain"])) for name, values in times.items()}
+    for name in OPTIONS:
+        print(f"{name:18s}{ratios[name]:8.2f} of the plain step's time, first step {first[name]:6.1f} s, loss {losses[name]:.4f}")
+    return {"seconds": times, "median": medians(times), "first_seconds": first, "losses": losses, "ratios": ratios}
 
 
-CHECKS = {"Qwen2-0.5B": 24, "Llama-3.2-1B": 16, "Llama-3.2-3B": 8, "Qwen2.5-7B": 4}  # layers that 24 GB hold
-
-
-def check_plan(name, layers, batch):
-    """A step of random weights of a shape, and what cost.py says of it, both counted on this machine."""
-    shape, batch = replace(SHAPES[name], layers=layers), Batch(**batch)
-    retriever = Retriever(name, None, random_model(shape))
-    retriever.tokenizer = type("NoText", (), {"pad_token_id": 0})
-    retriever.add_lora(16, 32)
-    heads = [(layer, head) for layer in range(layers // 4, layers) for head in range(shape.heads)][:16]
-    flops, held = count_flops(shape, shape, batch, heads=len(heads)), count_bytes(shape, shape, batch, size=4)
-    timing = part_by_part(retriever, batch, heads, timed)
-    seen, bytes_seen = part_by_part(retriever, batch, heads, counted), part_by_part(retriever, batch, heads, kept)
-    return {"layers": layers, "all_layers": SHAPES[name].layers, "operations, counted / planned": sum(seen.values()) / sum(flops.values()),
-            "encoder activations, kept / planned": bytes_seen["encoder forward"] / held["encoder activations"],
-            "gflops": sum(seen.values()) / sum(timing.values()) / 1e9}
-
-
-def bench_plan(args):
-    """Other models on paper, and steps of random weights of their shapes, as many layers as memory holds, against the paper."""
-    text, rows = plan()
-    print(text)
-    checks = {name: alone("check_plan", name, layers, vars(Batch(4, 4, 64))) for name, layers in CHECKS.items()}
-    for name, check in checks.items():
-        print(f"{name}, {check['layers']} of {check['all_layers']} layers, random weights: " + ", ".join(
-            f"{key} {value:.2f}" for key, value in check.items() if "planned" in key) + f"; {check['gflops']:.0f} GFLOPS here")
-    return {"plan": rows, "checks": checks}
-
-
-MODES = {"--naive": bench_naive, "--peft": bench_peft, "--growth": bench_growth, "--plan": bench_plan}
+MODES = {"--naive": bench_naive, "--peft": bench_peft, "--options": bench_options, "--growth": bench_growth, "--plan": bench_plan}
 
 
 def main(argv=None):
@@ -313,17 +259,19 @@ def main(argv=None):
     parser.add_argument("--data", default="classroom")
     parser.add_argument("--repeats", type=int, default=5, help="calls of each kind that count (default: %(default)s)")
     parser.add_argument("--out", help="write the figures here, as JSON")
-    for mode in ("--naive", "--peft", "--growth", "--plan"):
-        parser.add_argument(mode, dest="mode", action="store_const", const=MODES[mode], default=bench_step,
-                            help=MODES[mode].__doc__.split("\n")[0])
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    modes = parser.add_mutually_exclusive_group()
+    for mode, measure in MODES.items():
+        modes.add_argument(mode, dest="mode", action="store_const", const=measure, default=bench_step, help=measure.__doc__.split("\n")[0])
+    for name in SETTING:
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=SETTING[name], help="of train.py (default: %(default)s)")
+    parser.add_argument("--random", choices=SHAPES, help="random weights of this shape; --backbone gives the tokenizer")
     args = parser.parse_args(argv)
-    if args.child:
-        name, *arguments = json.loads(args.child)
-        functions = {f.__name__: f for f in (step_memory, judge_memory, grow, check_plan)}
-        print(json.dumps(functions[name](*arguments)))
-        return
-    figures = args.mode(args)
+    SETTING.update({name: getattr(args, name) for name in SETTING})
+    with tempfile.TemporaryDirectory() as folder:
+        if args.random:
+            save_random(folder, args.backbone, args.random)
+            args.backbone = folder
+        figures = args.mode(args)
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, {**about_run("bench.py", argv), "setting": SETTING, "seed": 0, "threads": torch.get_num_threads(), **figures})

@@ -108,16 +108,16 @@ def count_flops(retriever, judge, batch, rank=16, heads=16, first=0.25, checkpoi
     heads: how many are injected; first: where the lowest of them is, as a share of the layers (all above it have a graph).
     """
     e, j, b = retriever, judge, batch
-    N, texts, longest = b.encoder_tokens, b.questions + b.documents, max(b.query, b.document)
+    N, squares = b.encoder_tokens, b.questions * b.query**2 + b.documents * b.document**2
     forward = 2 * N * (e.linear + rank * e.lora) * e.layers
-    attention = 4 * e.q * texts * longest**2 / 2 * e.layers
+    attention = 4 * e.q * squares / 2 * e.layers
     first_input = 2 * N * (e.width * (e.q + 2 * e.kv) + 3 * rank * e.width)  # nobody needs the embeddings' gradient
     backward = 2 * N * (e.linear + 2 * rank * e.lora) * e.layers - first_input + 2.5 * attention
 
     L = b.prefix
     prefill = 2 * L * (j.linear * (j.layers - 1) + j.width * (j.q + 2 * j.kv)) + 4 * j.q * L**2 / 2 * (j.layers - 1)
 
-    rows, above = b.questions * b.suffix, j.layers - 1 - int(first * j.layers)
+    rows, above = b.questions * b.suffix, j.layers - 1 - round(first * j.layers)
     own, vocabulary = j.q * b.questions * b.suffix**2, 2 * j.width * j.vocabulary * b.questions * b.targets
     injected = heads * j.head_dim * rows * (2 * L - b.introduction)  # the logits, over L; the readings, over the documents
     suffix = (2 * rows * j.linear + 4 * j.q * rows * L + 4 * own) * j.layers + 2 * injected + vocabulary
@@ -138,9 +138,8 @@ def count_bytes(retriever, judge, batch, rank=16, heads=16, first=0.25, size=2, 
     """
     e, j, b = retriever, judge, batch
     N, rows = b.encoder_tokens, b.questions * b.suffix
-    texts = (b.questions + b.documents) * max(b.query, b.document) / N  # attention alone is padded
-    per_token = 2 * e.width * 4 + size * (2 * e.width + e.q + texts * 2 * (e.q + e.kv) + 4 * e.intermediate + 7 * rank)
-    above = j.layers - int(first * j.layers)
+    per_token = 2 * e.width * 4 + size * (2 * e.width + 3 * e.q + 2 * e.kv + 4 * e.intermediate + 7 * rank)
+    above = j.layers - round(first * j.layers)
     per_row = 2 * j.width * 4 + size * 3 * j.intermediate + 4 * (7 * j.q + 2 * j.kv + 2 * j.heads * b.suffix)
     encoder, suffix = N * per_token * e.layers, rows * per_row * above
     if checkpoint:  # each layer's input, and one layer in full
@@ -160,9 +159,9 @@ def plan(batch=Batch(), utilisation=0.4, memory=80e9, peak=H100):
     """The cost of a step for the usual retrievers and judges -> lines for people, rows for results/."""
     lines = [f"{batch.questions} questions x {batch.documents} documents x {batch.document} tokens, bfloat16, {utilisation:.0%} of "
              f"{peak / 1e12:.0f} TFLOPS, {memory / 1e9:.0f} GB",
-             f"{'retriever':14s}{'judge':14s}" + "".join(f"{h:>12s}" for h in (
-                 "enc fw", "enc bw", "prefill", "suffix fw", "suffix bw", "/ InfoNCE", "weights", "activations", "all GB",
-                 "examples/h"))]
+             f"{'retriever':14s}{'judge':14s}" + "".join(f"{h:>11s}" for h in (
+                 "enc fw", "enc bw", "prefill", "suffix fw", "suffix bw", "/ InfoNCE", "weights", "LoRA", "encoder", "K and V", "suffix",
+                 "all GB", "examples/h"))]
     rows = []
     for retriever in ("Qwen2-0.5B", "Llama-3.2-1B", "Llama-3.2-3B"):
         for judge in ("Qwen2-0.5B", "Llama-3.2-1B", "Qwen2.5-1.5B", "Llama-3.2-3B", "Qwen2.5-7B"):
@@ -176,15 +175,17 @@ def plan(batch=Batch(), utilisation=0.4, memory=80e9, peak=H100):
             fits = sum(held.values()) < memory
             rows.append({"retriever": retriever, "judge": judge, "checkpoint": checkpoint, "fits": fits, "flops": flops, "bytes": held,
                          "ratio": all_of_it / encoder, "examples_per_hour": hour})
-            cells = [*(f"{f / 1e12:.1f}" for f in flops.values()), f"{all_of_it / encoder:.2f}", f"{held['weights'] / 1e9:.1f}",
-                     f"{(held['encoder activations'] + held['suffix activations']) / 1e9:.1f}",
+            suffix = sum(held[part] for part in ("suffix activations", "injected heads", "vocabulary"))
+            gigabytes = (held["weights"], held["LoRA and AdamW"], held["encoder activations"], held["documents' keys and values"], suffix)
+            cells = [*(f"{f / 1e12:.1f}" for f in flops.values()), f"{all_of_it / encoder:.2f}", *(f"{g / 1e9:.1f}" for g in gigabytes),
                      f"{sum(held.values()) / 1e9:.1f}", f"{hour:,.0f}" if fits else "too large"]
-            lines.append(f"{retriever:14s}{judge:14s}" + "".join(f"{c:>12s}" for c in cells) + (" *" if checkpoint else ""))
-    return "\n".join([*lines, "operations in TFLOP a step; *: with --checkpoint"]), rows
+            lines.append(f"{retriever:14s}{judge:14s}" + "".join(f"{c:>11s}" for c in cells) + (" *" if checkpoint else ""))
+    return "\n".join([*lines, "operations in TFLOP a step, memory in GB; *: with --checkpoint"]), rows
 
 
 def random_model(shape, layers=None, dtype=torch.float32, device="cpu", **changes):
     """A frozen causal LM of a shape with random weights; on "meta" it takes no memory."""
     config = replace(shape, layers=layers or shape.layers).config(**changes)
+    torch.manual_seed(0)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()

@@ -1,12 +1,21 @@
-"""Less memory or fewer kernels for a backbone's layers, by what transformers and torch offer. No figure changes."""
+"""Less memory or fewer kernels for a backbone's layers, by what transformers and torch offer."""
+import os
+import shutil
+
+import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from data import BadInput
 
 
 def checkpoint_layers(llm):
     """Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): a layer keeps its input and is computed again later.
 
     The documents' keys and values are read without a graph, so that they are neither dropped nor computed again.
+    Raises BadInput for a model that cannot.
     """
+    if not llm.supports_gradient_checkpointing:
+        raise BadInput(f"--checkpoint: {llm.config.model_type} does not support activation checkpointing")
     llm.activation_checkpointing_enable({"use_reentrant": False})
     llm.disable_input_require_grads()  # else the judge would have a graph below its first injected layer
     for module in llm.modules():
@@ -14,11 +23,18 @@ def checkpoint_layers(llm):
             module.training = True  # transformers checkpoints in training only; what is inside stays in eval mode
 
 
-def compile_layers(llm):
-    """torch.compile for what stands between the products: norms and gated MLPs with their adapters, one kernel each.
+def compile_layers(llm, backend="inductor"):
+    """torch.compile for what stands between the products: norms and gated MLPs with their adapters. Equal up to rounding.
 
-    All layers share one compiled form, and `dynamic` one for every number of tokens: packed texts have no fixed length.
+    All layers share compiled forms (with and without adapters, with and without a graph), and `dynamic` makes each serve
+    every number of tokens: packed texts have no fixed length, and buckets would bring padding back. Raises BadInput.
     """
-    for module in llm.modules():
-        if type(module).__name__.endswith(("MLP", "RMSNorm")):
-            module.compile(dynamic=True)
+    compiler = os.environ.get("CXX", "g++")
+    if backend == "inductor" and llm.device.type == "cpu" and not shutil.which(compiler):
+        raise BadInput(f"--compile: the C++ compiler {compiler} is not there; install it, or do without --compile")
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # per form, of two models
+    modules = [m for m in llm.modules() if type(m).__name__.endswith(("MLP", "RMSNorm"))]
+    if not modules:
+        raise BadInput(f"--compile: {llm.config.model_type} has no layers that this knows how to compile")
+    for module in modules:
+        module.compile(dynamic=True, backend=backend)

@@ -1,6 +1,9 @@
-"""How a step is measured: seconds in turns, operations as torch counts them, bytes that autograd keeps, peak memory."""
+"""How a step is measured: which step, seconds in turns, operations as torch counts them, bytes that autograd keeps, peak memory."""
+import json
 import math
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,35 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from cost import SHAPES, random_model
 from inject import prefill, target_nll
+from model import Retriever
+from train import Run, parse
+
+
+SETTING = {"pool": 16, "questions": 16, "document_tokens": 64}
+
+
+def prepare(backbone, data, **setting):
+    """A Run of SETTING, changed by `setting`."""
+    flags = ["--backbone", backbone, "--data", data]
+    for name, value in {**SETTING, **setting}.items():
+        flags += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    run = Run(parse(flags))
+    for parameter in run.retriever.llm.parameters():
+        parameter.sum()  # what is only mapped so far is in memory from now on
+    return run
+
+
+def forget(run):
+    for parameter in run.retriever.parameters():
+        parameter.grad = None
+
+
+def save_random(folder, backbone, shape="SmolLM2-135M", layers=None):
+    """Random weights of a shape of cost.py, or of its first layers, with the tokenizer of `backbone`, as a folder."""
+    random_model(SHAPES[shape], layers, torch.bfloat16).save_pretrained(folder)
+    Retriever.load(backbone, device="cpu").tokenizer.save_pretrained(folder)
 
 
 def seconds(function):
@@ -46,13 +77,13 @@ def part_by_part(retriever, batch, heads, measure):
         result, found[name] = measure(function)
         return result
 
-    rows = tokens(batch.questions, batch.query).tolist() + tokens(batch.documents, batch.document).tolist()
+    queries, documents = tokens(batch.questions, batch.query).tolist(), tokens(batch.documents, batch.document).tolist()
     piece = torch.arange(batch.documents).repeat_interleave(batch.document + batch.header)
     document_of = torch.cat([torch.full((batch.introduction,), -1), piece]).to(retriever.device)
     context = tokens(1, len(document_of))
     suffixes = tokens(batch.questions, batch.suffix + 1)
     target_mask = (torch.arange(batch.suffix + 1, device=retriever.device) > batch.suffix - batch.targets).expand(len(suffixes), -1)
-    embeddings = part("encoder forward", lambda: retriever.embed(rows))
+    embeddings = part("encoder forward", lambda: torch.cat([retriever.embed(queries), retriever.embed(documents)]))
     weights = torch.randn(batch.questions, batch.documents, generator=generator).softmax(-1).to(retriever.device).requires_grad_()
     with retriever.adapters_off() as llm:
         prefix = part("prefill", lambda: prefill(llm, context, document_of))
@@ -72,16 +103,21 @@ def timed(function):
     return result, time.perf_counter() - start
 
 
-def attention_flops(query, key, value, dropout=0.0, is_causal=False, **rest):
+def fused_attention(query, key, value, dropout=0.0, is_causal=False, *rest, out_val=None, **more):
     return 4 * math.prod(query) * key[2] / (2 if is_causal else 1)
 
 
-CPU = torch.ops.aten  # torch's counter does not know the CPU's fused attention, nor a product added in place
-UNKNOWN = {CPU.addmm_: lambda y, a, b, *rest, out_val=None, **kw: 2 * math.prod(a) * b[1],
-         CPU._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, dropout=0.0, is_causal=False, *a, out_val=None, **kw:
-         attention_flops(q, k, v, dropout, is_causal),
-         CPU._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, out, lse, dropout, is_causal, *a, out_val=None,
-         **kw: 2.5 * attention_flops(q, k, v, dropout, is_causal)}
+def fused_attention_backward(gradient, query, key, value, output, lse, dropout, is_causal, *rest, out_val=None, **more):
+    return 2.5 * fused_attention(query, key, value, dropout, is_causal)
+
+
+def added_in_place(y, a, b, *rest, out_val=None, **more):
+    return 2 * math.prod(a) * b[1]
+
+
+aten = torch.ops.aten  # what torch's counter does not know: the CPU's fused attention, and a product added in place
+UNKNOWN = {aten.addmm_: added_in_place, aten._scaled_dot_product_flash_attention_for_cpu: fused_attention,
+           aten._scaled_dot_product_flash_attention_for_cpu_backward: fused_attention_backward}
 
 
 def counted(function):
@@ -118,9 +154,12 @@ def share_outside_products(function):
     on_gpu = torch.cuda.is_available()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
         function()
-    times = {e.key: (e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in seen.key_averages()}
-    products = sum(t for key, t in times.items() if any(name in key for name in ("mm", "gemm", "flash_attention", "fmha", "cutlass")))
-    return 1 - products / sum(times.values())
+    if on_gpu:  # kernels alone: the operators that launched them hold the same time once more
+        times = [(e.key, e.self_device_time_total) for e in seen.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    else:
+        times = [(e.key, e.self_cpu_time_total) for e in seen.key_averages()]
+    names = ("gemm", "nvjet", "cutlass", "flash", "fmha") if on_gpu else ("mm", "flash_attention")
+    return 1 - sum(t for key, t in times if any(name in key for name in names)) / sum(t for _, t in times)
 
 
 # ------------------------------------------------------------------------------------------------------- memory
@@ -141,3 +180,12 @@ def peak(function):
     before = status("VmRSS")
     function()
     return round(status("VmHWM") - before)
+
+
+def alone(function, *arguments):
+    """A module's function in a process of its own, where no earlier peak has left pages -> what it returns, by way of JSON."""
+    module = Path(function.__code__.co_filename).stem
+    script = (f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {module}, measure; (setting, arguments) = json.loads(sys.argv[1]); measure.SETTING.update(setting); "
+              f"print(json.dumps({module}.{function.__name__}(*arguments)))")
+    done = subprocess.run([sys.executable, "-c", script, json.dumps([SETTING, arguments])], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -42,12 +42,13 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
 
     def forward(self, x):
-        y = self.base(x)
         if not self.enabled:
-            return y
-        low = F.linear(x, self.lora_A.to(x.dtype)).flatten(0, -2)  # (..., in) -> (tokens, r)
-        y.flatten(0, -2).addmm_(low, (self.scaling * self.lora_B).T.to(y.dtype))  # in place: y is nobody else's
-        return y
+            return self.base(x)
+        x, shape = x.flatten(0, -2), x.shape
+        y = self.base(x)  # (tokens, out)
+        low = F.linear(x, self.lora_A.to(x.dtype))  # (tokens, in) -> (tokens, r)
+        y.addmm_(low, (self.scaling * self.lora_B).T.to(y.dtype))  # in place: nobody else has seen y
+        return y.view(*shape[:-1], -1)
 
 
 def add_lora(llm, rank, alpha, seed=0, targets=None):
@@ -69,7 +70,7 @@ def add_lora(llm, rank, alpha, seed=0, targets=None):
 class Retriever:
     """Texts -> vectors. `kind` says which prompt stands before a text: "query" or "document".
 
-    pooling: "lasttoken" (DREAM), "mean" or "cls"; rows are always padded on the right, and padding is never pooled.
+    pooling: "lasttoken" (DREAM), "mean" or "cls"; texts are packed or padded on the right, and padding is never pooled.
     normalize: unit norm; only peers that compare by an unnormalised inner product do without.
     """
 
@@ -169,7 +170,7 @@ class Retriever:
         """Texts -> (N, D) float32 on the CPU, unit norm; kind: "query" or "document"; bar: a tqdm to update.
 
         A batch holds at most `batch_tokens` tokens (by default 4,096 on a CPU, 65,536 elsewhere), of texts of one length
-        if those fill a quarter of it: without padding there is no mask either, which is faster.
+        if those fill a quarter of it: without padding peers need no mask either, which is faster.
         """
         batch_tokens = batch_tokens or (4096 if self.device.type == "cpu" else 65536)
         rows = self.tokenize(texts, kind) if len(texts) else []

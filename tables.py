@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-MARK = re.compile(r"(<!-- (results|costs|parts|growth) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
+MARK = re.compile(r"(<!-- (results|costs|parts|growth|options) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 
 
@@ -46,8 +46,19 @@ def table():
     return "\n".join(lines) + "\n"
 
 
+class NotRun(dict):
+    """What stands in a table for a measurement that is not in results/."""
+
+    def __missing__(self, key):
+        return NotRun()
+
+    def __format__(self, spec):
+        return "not run"
+
+
 def read(name):
-    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+    path = ROOT / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else NotRun()
 
 
 def costs():
@@ -92,7 +103,16 @@ def growth():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"results": table, "costs": costs, "parts": parts, "growth": growth}
+def options():
+    """A step's time with an option, in plain steps, and what its loss says."""
+    figures = read("bench-options")
+    lines = ["| option | time of the plain step | loss | first step, s |", "|---|---|---|---|"]
+    lines += [f"| {name} | {ratio:.2f} | {figures['losses'][name]:.4f} | {figures['first_seconds'][name]:.1f} |"
+              for name, ratio in figures["ratios"].items()]
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"results": table, "costs": costs, "parts": parts, "growth": growth, "options": options}
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"

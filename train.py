@@ -89,10 +89,8 @@ def parse(argv=None):
                  "lr", "clip", "lora_rank", "lora_alpha"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
-    if config.embed_chunk < 0:
-        raise BadInput("--embed-chunk must be 0 or a number of texts")
-    if config.pool < 2 or not 0 <= config.warmup <= 1:
-        raise BadInput("--pool must be at least 2 and --warmup between 0 and 1")
+    if config.pool < 2 or not 0 <= config.warmup <= 1 or config.embed_chunk < 0:
+        raise BadInput("--pool must be at least 2, --warmup between 0 and 1, --embed-chunk 0 or more")
     return config
 
 
@@ -140,7 +138,7 @@ class Run:
             if config.compile:
                 compile_layers(llm)
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
-        self.heads = None
+        self.heads, self.rows = None, {}
         self.check()
 
     def judge(self):
@@ -168,7 +166,7 @@ class Run:
                   f"{config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
         if config.objective == "infonce":
             return
-        longest = self.prompts.context(documents[: config.pool * (processes()[1] if config.gather else 1)])[0].shape[1]
+        longest = self.prompts.context(documents[: config.pool] * (processes()[1] if config.gather else 1))[0].shape[1]
         longest += self.prompts.suffixes(self.examples)[0].shape[1] - 1  # the last target is never an input
         with self.judge() as llm:
             check_llm(llm, longest)
@@ -194,30 +192,36 @@ class Run:
         self.heads = select_heads(scores, self.config.heads, self.config.head_choice, self.config.seed)
         return scores
 
+    def tokenize(self, texts, kind):
+        """Texts -> lists of token ids for the retriever; each text is tokenized once in a run."""
+        for text in texts:
+            if (kind, text) not in self.rows:
+                limit = self.config.document_tokens if kind == "document" else None
+                self.rows[kind, text] = self.retriever.tokenize([text], kind, limit)[0]
+        return [self.rows[kind, text] for text in texts]
+
     def step(self, pool, own=slice(None)):
         """One forward and backward pass -> the pool's record; gradients are added to the adapters'.
 
         own: which of the pool's documents this process embeds, where processes share a pool (--gather).
         """
-        c, retriever, B = self.config, self.retriever, len(pool.examples)
-        rows = retriever.tokenize([e.query for e in pool.examples], "query")
-        rows += retriever.tokenize([self.corpus[d] for d in pool.documents[own]], "document", c.document_tokens)
-        embeddings, backward = retriever.embed_apart(rows, c.embed_chunk)
-        doc_emb = everyone(embeddings[B:]) if c.gather else embeddings[B:]
-        query_emb, doc_emb = embeddings[:B].requires_grad_(), doc_emb.requires_grad_()  # (B, D), (K, D): a graph of their own
+        c, retriever = self.config, self.retriever
+        queries, documents = [e.query for e in pool.examples], [self.corpus[d] for d in pool.documents[own]]
+        query_emb, queries_back = retriever.embed_apart(self.tokenize(queries, "query"), c.embed_chunk)
+        doc_emb, documents_back = retriever.embed_apart(self.tokenize(documents, "document"), c.embed_chunk)
+        query_emb, doc_emb = query_emb.requires_grad_(), (everyone(doc_emb) if c.gather else doc_emb).requires_grad_()  # a graph of their own
         scores = query_emb @ doc_emb.T  # (B, K)  # eq (1)
         with self.judge() as llm:
             loss = OBJECTIVES[c.objective](self, llm, pool, scores)
             loss.backward()  # through the LLM, as far as the embeddings
-        backward(torch.cat([query_emb.grad, own_share(doc_emb.grad) if c.gather else doc_emb.grad]))  # through the retriever
+        queries_back(query_emb.grad)  # and on through the retriever
+        documents_back(own_share(doc_emb.grad) if c.gather else doc_emb.grad)
         source = pool.source.to(scores.device)
         weights = F.softmax(scores.detach() / c.temperature, dim=-1)
-        return {
-            "loss": loss.item(),
+        return {"loss": loss.item(),
             "source_weight": weights.gather(1, source[:, None]).mean().item(),
             "accuracy": (weights.argmax(1) == source).float().mean().item(),
-            "spread": 1 - doc_emb.detach().mean(0).square().sum().item(),  # 1 - |mean|^2: 0 when all vectors are one
-        }
+            "spread": 1 - doc_emb.detach().mean(0).square().sum().item()}  # 1 - |mean|^2: 0 when all vectors are one
 
     def steps(self):
         """Endless (pool, own) for step(): this process's pools, or with --gather its part of everybody's pool."""
@@ -260,8 +264,7 @@ def train(run, log):
         optimizer.step()
         optimizer.zero_grad()
         log({"step": step + 1, **record, "lr": learning_rate(config, step), "seconds": time.perf_counter() - start})
-        bar.set_postfix(loss=f"{record['loss']:.3f}", source_weight=f"{record['source_weight']:.2f}",
-                        lr=f"{learning_rate(config, step):.1e}")
+        bar.set_postfix({name: f"{record[name]:.3f}" for name in ("loss", "source_weight")}, lr=f"{learning_rate(config, step):.1e}")
 
 
 def main(argv=None):

@@ -133,6 +133,7 @@ def test_decoders_padded_on_the_left_whose_tokenizer_appends_eos(sentence_transf
 def test_a_decoder_made_bidirectional(sentence_transformers, tmp_path):
     save_plain(tmp_path, "qwen3", byte_tokenizer(side="left"), is_causal=False)
     assert agree(sentence_transformers, write_old(tmp_path)).pooling == "mean"
+    assert agree(sentence_transformers, write_old(tmp_path, "lasttoken")).pooling == "lasttoken"  # and is not packed as if it were causal
 
 
 def test_an_encoder_padded_on_the_left_has_the_vectors_of_texts_alone(sentence_transformers, tmp_path):

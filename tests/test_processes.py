@@ -79,8 +79,8 @@ def test_two_processes_train_as_one_that_accumulates(tiny_folder, tmp_path):
     assert torch.allclose(torch.tensor(one[1]), torch.tensor(two[1]), rtol=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["dream", "infonce"])
-def test_a_shared_pool_is_one_large_pool(tiny_folder, tmp_path, objective):
+@pytest.mark.parametrize("objective, more", [("dream", []), ("infonce", ["--embed-chunk", "3", "--checkpoint"])])
+def test_a_shared_pool_is_one_large_pool(tiny_folder, tmp_path, objective, more):
     """--gather: two processes, each half the documents and questions, train as one process that has them all."""
     folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
     one_pool = """
@@ -94,8 +94,8 @@ if processes()[1] == 1: run.pools = both"""
     script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")).replace("run.choose_heads()", one_pool))
     flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "3", "--pool", "4", "--heads", "4",
              "--objective", objective, "--lr", "1e-4"]
-    for name, launch, more in (("one", [sys.executable], []), ("two", TORCHRUN, ["--gather"]), ("apart", TORCHRUN, [])):
-        subprocess.run([*launch, script, "-", tmp_path / name, *flags, *more], check=True, capture_output=True)
+    for name, launch, how in (("one", [sys.executable], []), ("two", TORCHRUN, ["--gather", *more]), ("apart", TORCHRUN, [])):
+        subprocess.run([*launch, script, "-", tmp_path / name, *flags, *how], check=True, capture_output=True)
     one, two, apart = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "apart.0"))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(one[0], two[0]))
     assert torch.allclose(torch.tensor(one[1]), torch.tensor(two[1]), rtol=1e-4)

@@ -13,6 +13,7 @@ import train
 from conftest import ROOT, save_tiny
 from data import BadInput, Pool, load_collection
 from inject import target_nll
+from layers import checkpoint_layers, compile_layers
 from model import Retriever
 from train import Config, Run, learning_rate, parse
 
@@ -129,13 +130,22 @@ def test_checkpointing_keeps_less_and_leaves_the_prefix_alone(tiny_folder, colle
     assert saved_bytes(saving, pool) < 0.5 * saved_bytes(plain, pool)
 
 
+def test_layers_that_cannot_be_compiled_or_checkpointed_are_refused(tiny_folder, monkeypatch):
+    retriever = Retriever.load(tiny_folder, device="cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match="no-such-compiler is not there"):
+        compile_layers(retriever.llm)
+    monkeypatch.setattr(type(retriever.llm), "supports_gradient_checkpointing", False)
+    with pytest.raises(BadInput, match="llama does not support activation checkpointing"):
+        checkpoint_layers(retriever.llm)
+
+
 def test_the_backbone_s_layers_can_be_compiled(tiny_folder, collection_folder):
     """Norms and MLPs alone, for every number of tokens; what compiles is torch's: here its own reference backend."""
     plain, compiled = (tiny_run(tiny_folder, collection_folder, *more) for more in ([], ["--compile"]))
     layers = [m for m in compiled.retriever.llm.modules() if m._compiled_call_impl is not None]
     assert len(layers) == 3 * 3 + 1 and not any(m._compiled_call_impl for m in plain.retriever.llm.modules())
-    for module in layers:
-        module.compile(dynamic=True, backend="aot_eager")
+    compile_layers(compiled.retriever.llm, backend="aot_eager")
     records = []
     for run in (plain, compiled):
         run.choose_heads()
