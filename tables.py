@@ -71,7 +71,7 @@ def costs():
             ("share of a DREAM step outside matrix products and fused attention", f"{step['outside_products']:.0%}", step),
             ("against the naive implementation: a step; the judge's part alone", f"{ratios['time of a step']:.0f} times as fast; "
              f"{ratios['time of the judge']:.0f} times", naive),
-            ("its memory, one question's graph at a time; all graphs of a step", f"{ratios['memory of the judge']:.0f} times less; "
+            ("its memory, one question's graph at a time; all graphs at once (slope of two)", f"{ratios['memory of the judge']:.0f} times less; "
              f"{ratios['memory, all graphs']:.0f} times", naive),
             ("encoder forward and backward, against peft's LoRA", f"{peft['ratios']['peft / ours']:.2f} times as fast", peft),
             ("encoding, against sentence-transformers", f"{peers['encoding']['ratio']:.2f} times as fast", peers),
