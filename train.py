@@ -70,7 +70,7 @@ class Config:
     lora_alpha: int = option(32, "alpha of LoRA; the update is scaled by alpha / r")
     embed_chunk: int = option(0, "texts embedded at a time, twice each (gradient caching); 0: all at once")
     checkpoint: bool = option(False, "activation checkpointing: layers keep their inputs alone and are computed again")
-    compile: bool = option(False, "compile the backbone's MLPs and norms; takes a minute, for long runs")
+    compile: bool = option(False, "compile the backbone's MLPs and norms; measure whether it pays (python bench.py --options)")
     gather: bool = option(False, "under torchrun: every process's documents are candidates for all questions of a step")
     seed: int = option(0, "of pools, initialisation and random heads, each drawn on its own")
     device: str = option("auto", "cpu, cuda or auto")
