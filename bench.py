@@ -119,7 +119,7 @@ def naive_attention(module, query, key, value, attention_mask, scaling, naive, *
     return torch.stack(outputs)[None].transpose(1, 2), None
 
 
-AttentionInterface.register("naive", naive_attention)
+AttentionInterface.register("dream_specification", naive_attention)
 
 
 def naive_loss(run, llm, pool, weights, questions):
@@ -127,7 +127,7 @@ def naive_loss(run, llm, pool, weights, questions):
     context, document_of = run.prompts.context([run.corpus[d] for d in pool.documents])
     context, document_of, suffixes, target_mask = (
         x.to(llm.device) for x in (context, document_of, *run.prompts.suffixes(pool.examples)))
-    llm.set_attn_implementation("naive")
+    llm.set_attn_implementation("dream_specification")
     for b in range(questions):
         end = int(target_mask[b].nonzero().max()) + 1
         row = torch.cat([context[0], suffixes[b, :end]])

@@ -15,7 +15,8 @@ def setting(tmp_path, monkeypatch):
     """A tiny backbone and collection, by name; children run here, with their arguments through JSON as on a command line."""
     for name, value in {"pool": 4, "questions": 4, "document_tokens": 16, "heads": 6}.items():
         monkeypatch.setitem(bench.SETTING, name, value)
-    for module in (bench, scale):
+    for module in (bench, scale):  # where memory that earlier tests have left would hide a peak
+        monkeypatch.setattr(module, "peak", lambda function: function() and 0 or 7)
         monkeypatch.setattr(module, "alone", lambda call, *a: json.loads(json.dumps(call(*json.loads(json.dumps(a))))))
     write_collection(tmp_path / "data", documents=12)
     return ["--backbone", save_tiny(tmp_path / "backbone", num_hidden_layers=4), "--data", str(tmp_path / "data"), "--repeats", "2",
@@ -85,6 +86,11 @@ def test_growth_and_plan_write_their_tables(setting, monkeypatch, capsys):
     assert checks["operations, counted / planned"] == pytest.approx(1, rel=0.05)
     assert checks["encoder activations, kept / planned"] == pytest.approx(1, rel=0.08)  # so narrow, rotary tables count
     assert "examples/h" in capsys.readouterr().out
+
+
+def test_a_peak_is_what_a_call_held_and_no_more():
+    assert 200 <= measure.peak(lambda: torch.ones(2**26)) <= 300  # 2^26 float32: 256 MB, gone when the call is over
+    assert measure.peak(lambda: None) < 50
 
 
 def test_a_child_is_a_process_of_its_own(setting, monkeypatch):
