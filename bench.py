@@ -48,7 +48,7 @@ def step_memory(backbone, data, objective, setting=()):
 def sizes(run, pool):
     """A pool's mean sizes in tokens, as a Batch."""
     with run.judge() as llm:
-        prefix, suffixes, target_mask = run.read(llm, pool)
+        prefix, suffixes, target_mask = run.read(llm, pool.documents, pool.examples)
     B, K = len(pool.examples), len(pool.documents)
     read = target_mask.long().flip(1).argmax(1)  # (B,): what is padding behind the last target
     tokens = [sum(map(len, run.tokenize(texts, kind))) for texts, kind in (
@@ -138,7 +138,7 @@ def naive_loss(run, llm, pool, weights, questions):
 
 
 def our_loss(run, llm, pool, weights):
-    prefix, input_ids, target_mask = run.read(llm, pool)
+    prefix, input_ids, target_mask = run.read(llm, pool.documents, pool.examples)
     return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads)
 
 
@@ -206,7 +206,7 @@ def bench_peft(args):
     rows = run.tokenize([e.query for e in pool.examples], "query") + run.tokenize([run.corpus[d] for d in pool.documents], "document")
     fresh = Retriever.load(args.backbone, config.device, config.dtype)
     targets = sorted({name.rpartition(".")[2] for name in ours.adapters()})
-    wrapped = get_peft_model(fresh.llm, LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=targets))
+    wrapped = get_peft_model(fresh.llm, LoraConfig(r=config.lora_rank, lora_alpha=ours.lora["alpha"], lora_dropout=0.0, target_modules=targets))
     theirs = Retriever("peft", fresh.tokenizer, wrapped.get_base_model())
     generator = torch.Generator().manual_seed(0)
     pairs = [(layer.lora_A, theirs.llm.get_submodule(name).lora_A["default"].weight) for name, layer in ours.adapters().items()]

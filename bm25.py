@@ -99,3 +99,21 @@ class BM25:
             indices[i] = best[np.argsort(-row[best], kind="stable")]  # stable: equal scores keep corpus order
             scores[i] = row[indices[i]]
         return torch.from_numpy(scores), torch.from_numpy(indices)
+
+
+def chain(corpus, depth=32):
+    """{id: text} -> its ids in an order in which similar texts follow each other: each one's best BM25 neighbour that is left.
+
+    Where none of a text's `depth` best is left, the first in file order that is left comes next.
+    """
+    ids, texts = list(corpus), list(corpus.values())
+    _, near = BM25().search(texts, texts, depth)
+    order, left, rest = [], dict.fromkeys(range(len(ids))), iter(range(len(ids)))
+    here = next(rest, None)
+    while here is not None:
+        order.append(ids[here])
+        del left[here]
+        here = next((i for i in near[here].tolist() if i in left), None)
+        if here is None:
+            here = next((i for i in rest if i in left), None)
+    return order

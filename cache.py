@@ -43,7 +43,7 @@ def identity(retriever, kind):
     else:
         reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
-    settings = {"kind": kind, "prompt": retriever.prompts[kind], "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
+    settings = {"kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
                 "normalize": retriever.normalize, "config": config, "tokenizer": reads, "eos": tokenizer.eos_token_id,
                 "adapters": [(name, layer.scaling, layer.enabled) for name, layer in retriever.adapters().items()]}
     return digest(json.dumps(settings, sort_keys=True, default=str), *weights)

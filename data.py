@@ -239,18 +239,18 @@ def write_json(path, data):
 # ----------------------------------------------------------------------------------------------------------- pools
 
 
-def make_pools(examples, corpus, documents, questions, neighbours, seed=0):
+def make_pools(examples, order, documents, questions, neighbours, seed=0):
     """Endless Pools of `documents` candidates and up to `questions` examples, the same for the same seed.
 
     ASSUMPTION: candidates are the sources of the pool's questions, in runs of `neighbours` documents that follow each
-    other in the corpus file: what stands together (an article's paragraphs, a family) is easily confused, and
-    hard to tell apart. Every pass over the documents cuts the runs elsewhere; a document's examples take turns.
+    other in `order` (ids): what stands together in a corpus file (an article's paragraphs, a family), or in a chain of
+    BM25 neighbours, is easily confused, and hard to tell apart. Every pass over the documents cuts the runs elsewhere; a document's examples take turns.
     """
     generator = random.Random(seed)
     rows_of = {}
     for example in examples:
         rows_of.setdefault(example.document, []).append(example)
-    order = [d for d in corpus if d in rows_of]
+    order = [d for d in order if d in rows_of]
     documents = min(documents, len(order))
     queues = {d: deque(generator.sample(rows, len(rows))) for d, rows in rows_of.items()}
     while True:

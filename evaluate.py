@@ -27,6 +27,7 @@ from cache import Cache
 from data import BadInput, command, load_collections, load_corpus, replacing, write_json
 from model import Retriever
 from processes import gather, processes, start_processes
+from record import about_run
 from search import merge, search
 
 METRICS = ("ndcg", "map", "recall", "precision", "mrr", "success")
@@ -217,6 +218,7 @@ def parse(argv=None):
     parser.add_argument("--run", help="write the rankings here, in TREC run format (one collection)")
     parser.add_argument("--out", help="write the metrics here, as JSON")
     parser.add_argument("--cache", help="a folder to keep embeddings in: encoded once, resumable")
+    parser.add_argument("--max-tokens", type=int, help="cut texts here (default: what the model's own files say)")
     parser.add_argument("--drop-self", action="store_true", help="leave out the document that has the query's own id")
     parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION", help="no measuring: show the best passages for a "
                         "question; without one, type them in")
@@ -229,6 +231,8 @@ def parse(argv=None):
             raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
     if args.run and ("," in args.data or args.run == args.out):
         raise BadInput("--run takes one collection, and a file of its own")
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise BadInput("--max-tokens must be at least 1")
     if args.ask is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise BadInput("--ask is for one process")
     return args
@@ -244,6 +248,8 @@ def main(argv=None):
     if args.run:
         check_ids([name for c in collections.values() for names in (c.queries, c.corpus) for name in names])
     retriever = BM25() if args.model == "bm25" else Retriever.load(args.model, args.device, args.dtype)
+    if args.max_tokens and args.model != "bm25":
+        retriever.max_tokens = min(args.max_tokens, retriever.max_tokens)
     if corpus:
         from ask import ask, typed
 
@@ -257,13 +263,14 @@ def main(argv=None):
         results[name] = {**compute_metrics(runs[name], collection.qrels), **shape,
                          "absent judgments": collection.absent, "queries that are documents": own}
     if processes()[0] == 0:
-        report(args, retriever, results, runs)
+        report(args, argv, retriever, results, runs)
 
 
-def report(args, retriever, results, runs):
+def report(args, argv, retriever, results, runs):
     """Write the files that were asked for, and print the tables."""
     if args.out:
-        write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "metrics": results})
+        write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "max_tokens": getattr(retriever, "max_tokens", None),
+                              "metrics": results, **about_run("evaluate.py", argv)})
     if args.run:
         write_run(args.run, *runs.values(), Path(args.model).resolve().name.replace(" ", "_"))
     for name, values in results.items():

@@ -117,9 +117,12 @@ def pack(prefix, input_ids, target_mask):
 class ScoreHeads(Reading):
     """Untouched attention that notes, per layer and head, the mass on each question's source document."""
 
-    def __init__(self, prefix, suffixes, source):
+    def __init__(self, prefix, suffixes, source, rows):
         super().__init__()
         self.prefix, self.suffixes, self.rows = prefix, suffixes, suffixes.predicts
+        if rows == "question":  # all before the first that predicts a target
+            other = torch.ones_like(suffixes.question_of, dtype=torch.bool).index_fill(0, suffixes.predicts, False)
+            self.rows = other.nonzero().flatten()
         question = suffixes.question_of[self.rows]  # (R,)
         self.on_source = prefix.document_of[None, :] == source[question][:, None]  # (R, L)
         rows_of = torch.bincount(question, minlength=len(source))
@@ -139,14 +142,15 @@ class ScoreHeads(Reading):
 
 
 @torch.no_grad()
-def score_heads(llm, prefix, input_ids, target_mask, source):
+def score_heads(llm, prefix, input_ids, target_mask, source, rows="target"):
     """Eq (6): (layers, heads) float32, the mean attention mass on the source document from rows that predict the target.
 
+    rows: "question" scores from all other rows instead, those of the question's text (as QRHead does, Zhang et al. 2025);
     input_ids, target_mask: (B, T), right-padded; source: (B,) long, the index of each question's source document.
     """
     suffixes = pack(prefix, input_ids, target_mask)
     check_llm(llm, int(suffixes.positions.max()) + 1)
-    reading = ScoreHeads(prefix, suffixes, source)
+    reading = ScoreHeads(prefix, suffixes, source, rows)
     forward(llm, reading, suffixes.input_ids, suffixes.positions, logits_to_keep=1)
     return torch.stack(reading.scores)
 

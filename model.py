@@ -67,18 +67,24 @@ def add_lora(llm, rank, alpha, seed=0, targets=None):
 # ------------------------------------------------------------------------------------------------------- retriever
 
 
+# ASSUMPTION: the published cards name no prompts. PromptEOL's (Jiang et al. 2023, arXiv 2307.16645): a causal LM that is
+# about to say a text in one word has gathered its meaning at the last token, before any training.
+PROMPTS = {"query": 'This sentence : "', "document": 'This sentence : "'}
+SUFFIX = '" means in one word: "'
+
+
 class Retriever:
-    """Texts -> vectors. `kind` says which prompt stands before a text: "query" or "document".
+    """Texts -> vectors. `kind` says which prompt stands before a text: "query" or "document"; the suffix follows each text.
 
     pooling: "lasttoken" (DREAM), "mean" or "cls"; texts are packed or padded on the right, and padding is never pooled.
     normalize: unit norm; only peers that compare by an unnormalised inner product do without.
     """
 
-    def __init__(self, name, tokenizer, llm, prompts=None, max_tokens=512, pooling="lasttoken", normalize=True):
+    def __init__(self, name, tokenizer, llm, prompts=PROMPTS, suffix=SUFFIX, max_tokens=512, pooling="lasttoken", normalize=True):
         assert pooling in POOLINGS, f"pooling is one of {POOLINGS}, not {pooling!r}"
         self.name, self.tokenizer, self.llm = name, tokenizer, llm
-        # ASSUMPTION: the published cards name no prompts; a query is marked, a document is not.
-        self.prompts = prompts or {"query": "query: ", "document": ""}
+        self.prompts, self.suffix = dict(prompts), suffix
+        self.suffix_ids = tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
         self.max_tokens, self.pooling, self.normalize = max_tokens, pooling, normalize
         self.lora = None  # {"rank": r, "alpha": a} once there are adapters
         self.cut = 0  # how many of the texts encoded so far reached max_tokens: what lies behind is not read
@@ -112,14 +118,15 @@ class Retriever:
                 layer.enabled = True
 
     def tokenize(self, texts, kind, max_tokens=None):
-        """Texts -> lists of token ids, at least one each: prompt and text, cut to max_tokens.
+        """Texts -> lists of token ids, at least one each: prompt and text, cut so that with the suffix they are max_tokens.
 
-        ASSUMPTION: no EOS is appended (unless the tokenizer does so itself): at <|im_end|> an untrained SmolLM2 has
-        forgotten what it read (embedding spread .02 against .12 at a text's own last token).
+        The suffix's tokens are appended as they are, never joined with the text's last: an exported tokenizer does the same.
         """
-        rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True,
-                              max_length=max_tokens or self.max_tokens).input_ids
-        return [row or [self.tokenizer.eos_token_id] for row in rows]
+        room = (max_tokens or self.max_tokens) - len(self.suffix_ids)
+        if room < 1:
+            raise BadInput(f"{max_tokens or self.max_tokens} tokens leave no room for a text before the suffix {self.suffix!r}")
+        rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True, max_length=room).input_ids
+        return [row + self.suffix_ids or [self.tokenizer.eos_token_id] for row in rows]
 
     def embed(self, rows):
         """Lists of token ids -> (N, D) float32, unit norm, with gradients to the adapters."""
@@ -203,7 +210,7 @@ class Retriever:
                    "target_modules": sorted({n.rpartition(".")[2] for n in layers}), "inference_mode": True}
         local = self.name not in BACKBONES and Path(self.name).exists()
         retriever = {"backbone": str(Path(self.name).resolve()) if local else self.name, "causal": causal, "pooling": self.pooling,
-                     "normalize": self.normalize, "prompts": self.prompts, "max_tokens": self.max_tokens}
+                     "normalize": self.normalize, "prompts": self.prompts, "suffix": self.suffix, "max_tokens": self.max_tokens}
         save_file(tensors, folder / "adapter_model.safetensors.part")
         os.replace(folder / "adapter_model.safetensors.part", folder / "adapter_model.safetensors")
         write_json(folder / "adapter_config.json", adapter)
@@ -224,7 +231,7 @@ class Retriever:
             adapter = json.loads((folder / "adapter_config.json").read_text())
             tensors = load_file(folder / "adapter_model.safetensors")
             rank, alpha, targets = adapter["r"], adapter["lora_alpha"], set(adapter["target_modules"])
-            backbone, how = about["backbone"], {name: about[name] for name in ("prompts", "max_tokens", "pooling", "normalize")}
+            backbone, how = about["backbone"], {name: about[name] for name in ("prompts", "suffix", "max_tokens", "pooling", "normalize")}
             if how["pooling"] not in POOLINGS:
                 raise ValueError(f"the pooling {how['pooling']!r} is not known")
         except Exception as error:

@@ -158,6 +158,7 @@ def load_encoder(name, device="auto", dtype="auto"):
         if settings is None and is_causal(config):
             return AutoModelForCausalLM
         how.update(settings or {"pooling": "mean", "prompts": {"query": "", "document": ""}, "max_tokens": None})
+        how["suffix"] = ""
         return AutoModel
 
     tokenizer, model, source = load_weights(name, choose, device, dtype)

@@ -9,8 +9,7 @@ One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss
     (1)  s_bk = e(q_b) . e(d_k)                cosine
     (2)  w_bk = softmax_k( s_b / tau )         the documents of a pool compete
 
-`--objective infonce` trains the same encoder on the same pools with the source document as label, for comparison.
-Left out: checkpoints and resuming (see the README).
+`--objective` chooses among four losses on the same pools (objectives.py). Left out: checkpoints and resuming (see the README).
 """
 import argparse
 import contextlib
@@ -28,12 +27,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from bm25 import BM25
+from bm25 import BM25, chain
 from data import BadInput, Pool, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
 from evaluate import evaluate, table
-from inject import check_llm, prefill, score_heads, select_heads, target_nll
-from model import Retriever, load_backbone
+from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
+from model import PROMPTS, SUFFIX, Retriever, load_backbone
+from objectives import OBJECTIVES
 from processes import average, everyone, own_share, processes, start_processes
 from record import about_run
 
@@ -42,32 +42,40 @@ def option(default, help, **more):
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
+# ASSUMPTION: what the paper leaves open is decided here, and by the defaults below: LoRA's rank, the learning rate, the
+# temperature, the numbers of candidates and questions, the budget.
+ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
+WARMUP = 0.1  # the share of the steps in which the learning rate rises
+CLIP = 1.0  # the largest gradient norm of a step
+HEAD_EXAMPLES = 32  # at least so many examples are used to score the heads
+
+
 @dataclass
 class Config:
-    # ASSUMPTION: what the paper leaves open is a default here: LoRA's rank and alpha, the learning rate, the temperature,
-    # the numbers of candidates and questions, the budget, the examples on which heads are scored.
     backbone: str = option("SmolLM2-135M", "the retriever's base: a short name (python model.py lists them), hub id, folder or .gguf")
     llm: str = option("", "the frozen LLM that judges, if not the backbone itself")
     data: str = option("classroom", "training folder with corpus.jsonl and train.jsonl")
     eval: str = option("", "folders in BEIR layout, separated by commas; empty: the training folder, if it has judgments")
     out: str = option("runs/dream", "where the retriever and the run's records are written")
-    objective: str = option("dream", "what trains the retriever", choices=("dream", "infonce"))
+    objective: str = option("dream", "what trains the retriever", choices=("dream", "infonce", "replug", "emdr"))
     heads: int = option(16, "how many attention heads of the LLM are injected")
     head_choice: str = option("query", "the heads that look at the source document, random ones, or all", choices=("query", "random", "all"))
-    head_examples: int = option(32, "at least so many examples are used to score the heads")
+    head_rows: str = option("target", "heads are scored from the rows that predict the target, or from the question's", choices=("target", "question"))
     budget: str = option("documents", "an injected head reads documents alone, or keeps its attention elsewhere", choices=("documents", "keep"))
     temperature: float = option(0.02, "tau of eq (2)")
+    final_temperature: float = option(0.0, "tau at the last step, reached geometrically; 0: the same throughout")
+    likelihood_temperature: float = option(1.0, "beta of replug")
     pool: int = option(16, "K, candidate documents of a step")
     questions: int = option(16, "B, questions of a step")
-    neighbours: int = option(2, "documents of a pool that stand together in the corpus file")
+    neighbours: int = option(2, "documents of a pool that stand together")
+    order: str = option("file", "what stands together: the corpus file's order, or a chain of BM25 neighbours", choices=("file", "bm25"))
+    prompt: str = option(PROMPTS["document"] + "{text}" + SUFFIX, "what the retriever reads of a text; {text} is the text")
     document_tokens: int = option(128, "documents are cut here in training")
     steps: int = option(16, "optimiser steps")
     accumulate: int = option(1, "pools of a step, one after the other; under torchrun, of each process")
-    lr: float = option(1e-3, "peak learning rate: linear warm-up, then cosine to zero")
-    warmup: float = option(0.1, "share of the steps that warm up")
-    clip: float = option(1.0, "largest gradient norm")
+    lr: float = option(1e-3, "peak learning rate: linear warm-up over a tenth of the steps, then cosine to zero")
     lora_rank: int = option(16, "r of LoRA")
-    lora_alpha: int = option(32, "alpha of LoRA; the update is scaled by alpha / r")
+    lora_targets: str = option("", "last names of the linear layers that have LoRA, separated by commas; empty: all")
     embed_chunk: int = option(0, "texts embedded at a time, twice each (gradient caching); 0: all at once")
     checkpoint: bool = option(False, "activation checkpointing: layers keep their inputs alone and are computed again")
     compile: bool = option(False, "compile the backbone's MLPs and norms; measure whether it pays (python bench.py --options)")
@@ -85,34 +93,15 @@ def parse(argv=None):
         how = {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **how, **field.metadata)
     config = Config(**vars(parser.parse_args(argv)))
-    for name in ("heads", "head_examples", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
-                 "lr", "clip", "lora_rank", "lora_alpha"):
+    for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
+                 "likelihood_temperature", "lr", "lora_rank"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
-    if config.pool < 2 or not 0 <= config.warmup <= 1 or config.embed_chunk < 0:
-        raise BadInput("--pool must be at least 2, --warmup between 0 and 1, --embed-chunk 0 or more")
+    if config.pool < 2 or config.embed_chunk < 0:
+        raise BadInput("--pool must be at least 2, --embed-chunk 0 or more")
+    if not 0 <= config.final_temperature < math.inf or config.prompt.count("{text}") != 1:
+        raise BadInput("--final-temperature must be 0 or more, and --prompt must have {text} in it once")
     return config
-
-
-# ------------------------------------------------------------------------------------------------------ objectives
-
-
-def dream_loss(run, llm, pool, scores):
-    """DREAM: the frozen LLM's loss on the targets when the retriever's weights decide what its heads read."""
-    weights = F.softmax(scores / run.config.temperature, dim=-1)  # (B, K)  # eq (2)
-    prefix, input_ids, target_mask = run.read(llm, pool)
-    return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads, run.config.budget).mean()
-
-
-def infonce_loss(run, llm, pool, scores):
-    """InfoNCE (van den Oord et al. 2018): the source document is the label, the pool's others are negatives."""
-    texts, source = [run.corpus[d] for d in pool.documents], pool.source
-    copies = torch.tensor([[text == texts[k] for text in texts] for k in source.tolist()])  # (B, K)
-    copies[torch.arange(len(source)), source] = False  # the source's other copies in the pool are no negatives
-    return F.cross_entropy((scores / run.config.temperature).masked_fill(copies.to(scores.device), -torch.inf), source.to(scores.device))
-
-
-OBJECTIVES = {"dream": dream_loss, "infonce": infonce_loss}
 
 
 # ------------------------------------------------------------------------------------------------------------ a run
@@ -127,8 +116,9 @@ class Run:
         judged = config.data if find_qrels(config.data, "test").is_file() else ""
         self.collections = load_collections(config.eval or judged)
         tokenizer, backbone = load_backbone(config.backbone, config.device, config.dtype)
-        self.retriever = Retriever(config.backbone, tokenizer, backbone)
-        self.retriever.add_lora(config.lora_rank, config.lora_alpha, seed=config.seed)
+        before, after = config.prompt.split("{text}")
+        self.retriever = Retriever(config.backbone, tokenizer, backbone, dict.fromkeys(PROMPTS, before), after)
+        self.retriever.add_lora(config.lora_rank, ALPHA * config.lora_rank, config.seed, set(filter(None, config.lora_targets.split(","))) or None)
         llm_tokenizer, self.own_llm = tokenizer, None
         if config.llm and config.llm != config.backbone:
             llm_tokenizer, self.own_llm = load_backbone(config.llm, config.device, config.dtype)
@@ -138,7 +128,8 @@ class Run:
             if config.compile:
                 compile_layers(llm)
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
-        self.heads, self.rows = None, {}
+        self.order = list(self.corpus) if config.order == "file" else chain(self.corpus)  # of documents, for make_pools
+        self.heads, self.rows, self.temperature = None, {}, config.temperature
         self.check()
 
     def judge(self):
@@ -147,13 +138,13 @@ class Run:
 
     def pools(self, seed):
         c = self.config
-        return make_pools(self.examples, self.corpus, c.pool, c.questions, c.neighbours, seed)
+        return make_pools(self.examples, self.order, c.pool, c.questions, c.neighbours, seed)
 
-    def read(self, llm, pool):
-        """The LLM's side of a pool: its documents read once, its questions and targets as token ids."""
-        input_ids, document_of = self.prompts.context([self.corpus[d] for d in pool.documents])
+    def read(self, llm, documents, examples):
+        """The LLM's side of a pool: documents (ids) read once, questions and targets as token ids."""
+        input_ids, document_of = self.prompts.context([self.corpus[d] for d in documents])
         prefix = prefill(llm, input_ids.to(llm.device), document_of.to(llm.device))
-        questions, target_mask = self.prompts.suffixes(pool.examples)
+        questions, target_mask = self.prompts.suffixes(examples)
         return prefix, questions.to(llm.device), target_mask.to(llm.device)
 
     def check(self):
@@ -184,9 +175,9 @@ class Run:
         with self.judge() as llm:
             for pool in self.pools(self.config.seed + 1):
                 source = pool.source.to(llm.device)
-                scores = scores + score_heads(llm, *self.read(llm, pool), source) * len(source)
+                scores = scores + score_heads(llm, *self.read(llm, pool.documents, pool.examples), source, self.config.head_rows) * len(source)
                 seen += len(source)
-                if seen >= self.config.head_examples:
+                if seen >= HEAD_EXAMPLES:
                     break
         scores = scores / seen
         self.heads = select_heads(scores, self.config.heads, self.config.head_choice, self.config.seed)
@@ -217,7 +208,7 @@ class Run:
         queries_back(query_emb.grad)  # and on through the retriever
         documents_back(own_share(doc_emb.grad) if c.gather else doc_emb.grad)
         source = pool.source.to(scores.device)
-        weights = F.softmax(scores.detach() / c.temperature, dim=-1)
+        weights = F.softmax(scores.detach() / self.temperature, dim=-1)
         return {"loss": loss.item(),
             "source_weight": weights.gather(1, source[:, None]).mean().item(),
             "accuracy": (weights.argmax(1) == source).float().mean().item(),
@@ -235,11 +226,17 @@ class Run:
 
 
 def learning_rate(config, step):
-    """Linear warm-up over the first `warmup` of the steps, then half a cosine to zero; step counts from 0."""
-    warm = config.warmup * config.steps
+    """Linear warm-up over the first WARMUP of the steps, then half a cosine to zero; step counts from 0."""
+    warm = WARMUP * config.steps
     if step < warm:
         return config.lr * (step + 1) / (warm + 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (config.steps - warm)))
+
+
+def temperature(config, step):
+    """tau of a step: from --temperature to --final-temperature in equal ratios."""
+    ratio = (config.final_temperature or config.temperature) / config.temperature
+    return config.temperature * ratio ** (step / max(1, config.steps - 1))
 
 
 def train(run, log):
@@ -253,11 +250,12 @@ def train(run, log):
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
+        run.temperature = temperature(config, step)
         records = [run.step(*next(steps)) for _ in range(config.accumulate)]
         values = torch.tensor([list(record.values()) for record in records], dtype=torch.float64).mean(0)
         values = average([p.grad for p in parameters], values, config.accumulate)
         record = dict(zip(records[0], values.tolist()))
-        record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
+        record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP).item()
         if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
             raise BadInput(f"step {step + 1}: the loss or its gradient is not a number; use a smaller --lr or a larger "
                            "--temperature")
@@ -289,7 +287,7 @@ def main(argv=None):
         before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
     lap("evaluate before")
     out = Path(config.out)
-    if config.objective != "infonce":
+    if config.objective == "dream":
         scores = run.choose_heads()
         lap("choose heads")
     if first:

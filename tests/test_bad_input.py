@@ -176,14 +176,14 @@ def test_half_a_retriever(out, tmp_path, collection_folder, files):
     assert message.startswith(f"{tmp_path}: not a whole retriever folder")
 
 
-POSITIVE = ["--heads", "--head-examples", "--temperature", "--questions", "--neighbours", "--document-tokens",
-            "--steps", "--lr", "--clip", "--lora-rank", "--lora-alpha"]
+POSITIVE = ["--heads", "--likelihood-temperature", "--temperature", "--questions", "--neighbours", "--document-tokens",
+            "--steps", "--lr", "--lora-rank"]
 
 
 @pytest.mark.parametrize("flag, value", [
     *((flag, value) for flag in POSITIVE for value in ("0", "-1")), ("--heads", "13"), ("--pool", "1"),
-    ("--pool", "-4"), ("--warmup", "-.1"), ("--warmup", "1.5"), ("--lr", "inf"), ("--temperature", "inf"),
-    *((flag, "nan") for flag in ("--temperature", "--lr", "--clip", "--warmup"))])
+    ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--lr", "inf"), ("--temperature", "inf"),
+    *((flag, "nan") for flag in ("--temperature", "--lr", "--final-temperature"))])
 def test_impossible_hyperparameters(flags, out, flag, value):
     assert flag in refused(train.main, out, *flags, f"{flag}={value}")
 

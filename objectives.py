@@ -1,0 +1,61 @@
+"""Four ways to train the same retriever on the same pools, side by side.
+
+Each takes the scores s_bk of eq (1), (B, K), and returns a loss. tau is the temperature.
+
+    dream      -log p(y | d_1..d_K, q; w)                  one reading of all documents, a few heads weighted by w = softmax(s / tau)
+    infonce    -log softmax_k(s / tau)[source]             the source document is the label, the pool's others are negatives
+    replug     KL( softmax_k(s / tau) || softmax_k(log p(y | d_k, q) / beta) )      each document read alone
+    emdr       -log sum_k softmax_k(s / tau) p(y | d_k, q)                           each document read alone
+
+DREAM's judge reads K documents once; replug and emdr need the likelihood of every target after every single document, K
+times the suffix rows, though no gradient goes through the LLM. Only infonce is told which document is the source.
+"""
+import torch
+import torch.nn.functional as F
+
+from inject import target_nll
+
+
+def dream_loss(run, llm, pool, scores):
+    """DREAM: the frozen LLM's loss on the targets when the retriever's weights decide what its heads read."""
+    weights = F.softmax(scores / run.temperature, dim=-1)  # (B, K)  # eq (2)
+    prefix, input_ids, target_mask = run.read(llm, pool.documents, pool.examples)
+    return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads, run.config.budget).mean()
+
+
+def infonce_loss(run, llm, pool, scores):
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): cross-entropy on the source document."""
+    texts, source = [run.corpus[d] for d in pool.documents], pool.source
+    copies = torch.tensor([[text == texts[k] for text in texts] for k in source.tolist()])  # (B, K)
+    copies[torch.arange(len(source)), source] = False  # the source's other copies in the pool are no negatives
+    return F.cross_entropy((scores / run.temperature).masked_fill(copies.to(scores.device), -torch.inf), source.to(scores.device))
+
+
+def replug_loss(run, llm, pool, scores):
+    """RePlug LSR (Shi et al. 2023, arXiv 2301.12652): the retriever's distribution P learns the LLM's Q, by KL(P || Q).
+
+    ASSUMPTION: Q is the softmax of log-likelihoods (of whole targets) over beta = --likelihood-temperature: at 1 it is Bayes'
+    posterior of the document under equal priors.
+    """
+    log_p = F.log_softmax(scores / run.temperature, dim=-1)  # (B, K)
+    log_q = F.log_softmax(log_likelihoods(run, llm, pool) / run.config.likelihood_temperature, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def emdr_loss(run, llm, pool, scores):
+    """EMDR2 (Sachan et al. 2021, arXiv 2106.05346): the target's likelihood, marginal over documents."""
+    log_p = F.log_softmax(scores / run.temperature, dim=-1)  # (B, K)
+    return -(log_p + log_likelihoods(run, llm, pool)).logsumexp(-1).mean()
+
+
+@torch.no_grad()
+def log_likelihoods(run, llm, pool):
+    """(B, K): log p(y_b | d_k, q_b) of each whole target after each single document, by the untouched LLM."""
+    columns = []
+    for document in pool.documents:
+        prefix, input_ids, target_mask = run.read(llm, [document], pool.examples)
+        columns.append(-target_nll(llm, prefix, input_ids, target_mask) * target_mask.sum(1))
+    return torch.stack(columns, dim=1)
+
+
+OBJECTIVES = {"dream": dream_loss, "infonce": infonce_loss, "replug": replug_loss, "emdr": emdr_loss}
