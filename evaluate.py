@@ -218,6 +218,7 @@ def parse(argv=None):
     parser.add_argument("--run", help="write the rankings here, in TREC run format (one collection)")
     parser.add_argument("--out", help="write the metrics here, as JSON")
     parser.add_argument("--cache", help="a folder to keep embeddings in: encoded once, resumable")
+    parser.add_argument("--prompt", help="how an untrained backbone reads a text, such as 'query: {text}' (default: PromptEOL's)")
     parser.add_argument("--max-tokens", type=int, help="cut texts here (default: what the model's own files say)")
     parser.add_argument("--drop-self", action="store_true", help="leave out the document that has the query's own id")
     parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION", help="no measuring: show the best passages for a "
@@ -248,6 +249,8 @@ def main(argv=None):
     if args.run:
         check_ids([name for c in collections.values() for names in (c.queries, c.corpus) for name in names])
     retriever = BM25() if args.model == "bm25" else Retriever.load(args.model, args.device, args.dtype)
+    if args.prompt is not None and args.model != "bm25":
+        retriever.set_prompt(args.prompt)
     if args.max_tokens and args.model != "bm25":
         retriever.max_tokens = min(args.max_tokens, retriever.max_tokens)
     if corpus:

@@ -10,23 +10,21 @@ Symbols used everywhere: B questions, K documents in the pool, L tokens of the d
 row, N tokens of all questions packed, D the embedding's width, H heads, H_kv key-value heads, d a head's width, tau
 the temperature, R rows that predict a target, C columns (keys) of attention, n injected heads of a layer;
 query_emb (B, D), doc_emb (K, D), scores (B, K), weights (B, K).
-Names, folders and hub ids are looked up in backbones.py, other people's encoders in peers.py.
-Left out: merged export (see the README).
+Names, folders and hub ids are looked up in backbones.py, other people's encoders in peers.py, PEFT's files in adapters.py.
+Left out: a folder for sentence-transformers, with the adapters folded in (export.py).
 """
-import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
+from adapters import CONFIG, PARTS, WEIGHTS, read_adapter, write_adapter
 from attention import Packing, ReadTexts, forward, obstacle
 from backbones import BACKBONES, load_backbone
 from data import BadInput, write_json
-from peers import POOLINGS, load_encoder
+from peers import POOLINGS, load_encoder, read_json
 
 
 # ------------------------------------------------------------------------------------------------------------ LoRA
@@ -37,7 +35,8 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base, rank, alpha):
         super().__init__()
-        self.base, self.scaling, self.enabled = base, alpha / rank, True
+        self.base, self.rank, self.alpha, self.enabled = base, rank, alpha, True
+        self.scaling = alpha / rank
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
 
@@ -64,6 +63,27 @@ def add_lora(llm, rank, alpha, seed=0, targets=None):
             setattr(llm.get_submodule(name.rpartition(".")[0]), last, layer)
 
 
+def attach(llm, adapter):
+    """Put an adapter that was read from PEFT's files on `llm`, each layer with its own rank and alpha. Raises BadInput.
+
+    Layers may be named as in the causal language model or as in the model without its head, whichever `llm` is.
+    """
+    prefix, head, tensors = f"{llm.base_model_prefix}.", llm.get_output_embeddings(), dict(adapter.tensors)
+    theirs = prefix if any(name.startswith(prefix) for name in tensors) else ""
+    for name, module in list(llm.named_modules()):
+        layer_name = theirs + name.removeprefix(prefix)
+        if not isinstance(module, nn.Linear) or module is head or not (layer_name in tensors or adapter.has(layer_name)):
+            continue
+        layer, found = LoRALinear(module, *adapter.strength(layer_name)), tensors.pop(layer_name, {})
+        for part in PARTS:
+            if part not in found or found[part].shape != getattr(layer, part).shape:
+                raise BadInput(f"{adapter.source}: {WEIGHTS} lacks base_model.model.{layer_name}.{part}.weight, or has it in another shape")
+            getattr(layer, part).data.copy_(found[part])
+        setattr(llm.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+    if tensors:
+        raise BadInput(f"{adapter.source}: {WEIGHTS} has tensors that fit nowhere: {next(iter(tensors))}")
+
+
 # ------------------------------------------------------------------------------------------------------- retriever
 
 
@@ -71,6 +91,9 @@ def add_lora(llm, rank, alpha, seed=0, targets=None):
 # about to say a text in one word has gathered its meaning at the last token, before any training.
 PROMPTS = {"query": 'This sentence : "', "document": 'This sentence : "'}
 SUFFIX = '" means in one word: "'
+HOW = ("prompts", "suffix", "max_tokens", "pooling", "normalize")  # what retriever.json says beside the backbone
+# How an adapter without retriever.json is used: as the published cards say, the last token, no EOS and no prompts.
+PUBLISHED = {"prompts": {"query": "", "document": ""}, "suffix": "", "max_tokens": 512}
 
 
 class Retriever:
@@ -86,7 +109,7 @@ class Retriever:
         self.prompts, self.suffix = dict(prompts), suffix
         self.suffix_ids = tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
         self.max_tokens, self.pooling, self.normalize = max_tokens, pooling, normalize
-        self.lora = None  # {"rank": r, "alpha": a} once there are adapters
+        self.own_tokenizer = False  # an adapter that came with a tokenizer, other than its backbone's
         self.cut = 0  # how many of the texts encoded so far reached max_tokens: what lies behind is not read
 
     @property
@@ -95,7 +118,6 @@ class Retriever:
 
     def add_lora(self, rank, alpha, seed=0, targets=None):
         add_lora(self.llm, rank, alpha, seed, targets)
-        self.lora = {"rank": rank, "alpha": alpha}
 
     def adapters(self):
         """{name: LoRALinear}, in the backbone's order."""
@@ -116,6 +138,14 @@ class Retriever:
         finally:
             for layer in layers:
                 layer.enabled = True
+
+    def set_prompt(self, prompt):
+        """Read texts as `prompt` says, which has {text} in it once: what stands before it, and the suffix. Raises BadInput."""
+        before, found, suffix = prompt.partition("{text}")
+        if not found or "{text}" in suffix:
+            raise BadInput(f"--prompt must have {{text}} in it once, not {prompt!r}")
+        self.prompts, self.suffix = dict.fromkeys(PROMPTS, before), suffix
+        self.suffix_ids = self.tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
 
     def tokenize(self, texts, kind, max_tokens=None):
         """Texts -> lists of token ids, at least one each: prompt and text, cut so that with the suffix they are max_tokens.
@@ -201,52 +231,50 @@ class Retriever:
         """Write adapter_config.json and adapter_model.safetensors (PEFT's format, CausalLM keys), and retriever.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        layers = self.adapters()
-        tensors = {f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().cpu().contiguous()
-                   for name, layer in layers.items() for part in ("lora_A", "lora_B")}
         causal = self.llm.get_output_embeddings() is not None
-        adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM" if causal else "FEATURE_EXTRACTION", "base_model_name_or_path": self.hub_name(),
-                   "r": self.lora["rank"], "lora_alpha": self.lora["alpha"], "lora_dropout": 0.0, "bias": "none",
-                   "target_modules": sorted({n.rpartition(".")[2] for n in layers}), "inference_mode": True}
-        local = self.name not in BACKBONES and Path(self.name).exists()
-        retriever = {"backbone": str(Path(self.name).resolve()) if local else self.name, "causal": causal, "pooling": self.pooling,
-                     "normalize": self.normalize, "prompts": self.prompts, "suffix": self.suffix, "max_tokens": self.max_tokens}
-        save_file(tensors, folder / "adapter_model.safetensors.part")
-        os.replace(folder / "adapter_model.safetensors.part", folder / "adapter_model.safetensors")
-        write_json(folder / "adapter_config.json", adapter)
-        write_json(folder / "retriever.json", retriever)
+        write_adapter(folder, self.llm, self.adapters(), self.hub_name())
+        if self.own_tokenizer:
+            self.tokenizer.save_pretrained(folder)
+        write_json(folder / "retriever.json", {
+            "backbone": self.name if self.name in BACKBONES else self.hub_name(), "causal": causal,
+            **{key: getattr(self, key) for key in HOW}})
 
     def hub_name(self):
-        return BACKBONES[self.name].hub if self.name in BACKBONES else self.name
+        """What others find the backbone by: its id on the hub, or the whole path of a local folder or file."""
+        if self.name in BACKBONES:
+            return BACKBONES[self.name].hub
+        return str(Path(self.name).resolve()) if Path(self.name).exists() else self.name
 
     @classmethod
     def load(cls, name, device="auto", dtype="auto"):
-        """A folder written by save(), any backbone (then untrained), or any encoder of peers.py. Raises BadInput."""
-        folder = Path(name)
-        if not (folder / "retriever.json").is_file():
-            tokenizer, llm, how = load_encoder(str(name), device, dtype)
-            return cls(str(name), tokenizer, llm, **how)
+        """A folder written by save(), an adapter of PEFT, any backbone (then untrained), or any encoder of peers.py.
+
+        Raises BadInput.
+        """
+        name = str(name)
         try:
-            about = json.loads((folder / "retriever.json").read_text())
-            adapter = json.loads((folder / "adapter_config.json").read_text())
-            tensors = load_file(folder / "adapter_model.safetensors")
-            rank, alpha, targets = adapter["r"], adapter["lora_alpha"], set(adapter["target_modules"])
-            backbone, how = about["backbone"], {name: about[name] for name in ("prompts", "suffix", "max_tokens", "pooling", "normalize")}
-            if how["pooling"] not in POOLINGS:
-                raise ValueError(f"the pooling {how['pooling']!r} is not known")
-        except Exception as error:
-            raise BadInput(f"{folder}: not a whole retriever folder ({' '.join(str(error).split())[:160]})") from None
-        load = load_backbone if about.get("causal", True) else load_encoder
-        retriever = cls(backbone, *load(backbone, device, dtype)[:2], **how)
-        retriever.add_lora(rank, alpha, targets=targets)
-        for layer_name, layer in retriever.adapters().items():
-            for part in ("lora_A", "lora_B"):
-                key = f"base_model.model.{layer_name}.{part}.weight"
-                if key not in tensors or tensors[key].shape != getattr(layer, part).shape:
-                    raise BadInput(f"{folder}: adapter_model.safetensors lacks {key}, or has it in another shape")
-                getattr(layer, part).data.copy_(tensors.pop(key))
-        if tensors:
-            raise BadInput(f"{folder}: adapter_model.safetensors has tensors that fit nowhere: {next(iter(tensors))}")
+            about = read_json(name, "retriever.json") if Path(name).is_dir() else None
+        except BadInput as error:
+            raise BadInput(f"{name}: not a whole retriever folder ({str(error).removeprefix(f'{name}: ')})") from None
+        adapter = read_adapter(name)
+        if about is None and adapter is None:
+            tokenizer, llm, how = load_encoder(name, device, dtype)
+            return cls(name, tokenizer, llm, **how)
+        if about is None:
+            backbone = adapter.base
+            tokenizer, llm, how = load_encoder(name, device, dtype, backbone, adapter.tokenizer)
+            how = how or PUBLISHED
+        else:
+            lacks = [key for key in ("backbone", *HOW) if key not in about] + ([CONFIG] if adapter is None else [])
+            if lacks or about["pooling"] not in POOLINGS:
+                why = f"lacks {', '.join(lacks)}" if lacks else f"the pooling {about['pooling']!r} is not known"
+                raise BadInput(f"{name}: not a whole retriever folder ({why})")
+            backbone, how = about["backbone"], {key: about[key] for key in HOW}
+            load = load_backbone if about.get("causal", True) else load_encoder
+            tokenizer, llm = load(backbone, device, dtype, tokenizer_from=adapter.tokenizer)[:2]
+        retriever = cls(backbone, tokenizer, llm, **how)
+        retriever.own_tokenizer = adapter.tokenizer is not None
+        attach(retriever.llm, adapter)
         return retriever
 
 

@@ -143,25 +143,33 @@ def ignores_padding(tokenizer, model):
     return F.cosine_similarity(one, two, dim=-1).min() > 0.99  # half precision is closer than that, a real difference not
 
 
-def load_encoder(name, device="auto", dtype="auto"):
-    """Any name -> (tokenizer, model, how it wants to be used: Retriever's keyword arguments). Raises BadInput."""
+def load_encoder(name, device="auto", dtype="auto", base=None, tokenizer_from=None):
+    """Any name -> (tokenizer, model, how it wants to be used: Retriever's keyword arguments). Raises BadInput.
+
+    base: `name` is an adapter; its own files say how it is used, and the weights are those of its base. A causal language
+    model without modules.json, as a base or by itself, says nothing of how it is used: then that is empty.
+    """
     how = {}
 
     def choose(source):
         if name in BACKBONES:  # known to be plain language models: nothing to ask the hub for
             return AutoModelForCausalLM
-        if locate(source, "adapter_config.json"):
-            raise BadInput(f"{name}: an adapter of PEFT; merge it into its model first")
-        settings, config = read_settings(source), AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if base not in BACKBONES and locate(source, "adapter_config.json"):
+            raise BadInput(f"{source}: an adapter of PEFT, where whole weights are needed")
+        settings = read_settings(name if base else source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.is_encoder_decoder:
             raise BadInput(f"{name}: an encoder-decoder ({config.model_type}) is not supported")
         if settings is None and is_causal(config):
             return AutoModelForCausalLM
+        if settings is None and base:
+            raise BadInput(f"{name}: an adapter on {config.model_type}, which is no causal language model, without modules.json: "
+                           "its pooling is not stated")
         how.update(settings or {"pooling": "mean", "prompts": {"query": "", "document": ""}, "max_tokens": None})
         how["suffix"] = ""
         return AutoModel
 
-    tokenizer, model, source = load_weights(name, choose, device, dtype)
+    tokenizer, model, source = load_weights(base or name, choose, device, dtype, tokenizer_from)
     if tokenizer.eos_token_id is None and not tokenizer("").input_ids:
         raise BadInput(f"{name}: its tokenizer has no token for an empty text (eos_token)")
     if not how:
@@ -170,7 +178,7 @@ def load_encoder(name, device="auto", dtype="auto"):
     types = tokenizer("a").get("token_type_ids")
     if types and "token_type_ids" in takes and (any(types) or not hasattr(model.config, "type_vocab_size")):
         raise BadInput(f"{name}: its tokenizer gives {kind} token types other than BERT's; not supported")
-    if tokenizer.chat_template and locate(source, "modules.json") is None:
+    if tokenizer.chat_template and locate(name if base else source, "modules.json") is None:
         raise BadInput(f"{name}: sentence-transformers puts texts into its chat template; not supported")
     try:
         padded_alike = ignores_padding(tokenizer, model)

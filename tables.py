@@ -2,47 +2,85 @@
 
     python tables.py            # rewrites the parts of README.md between the marks
 
-A run's file is the result.json that train.py wrote, kept as results/NAME-SEED.json; runs that differ in the seed alone
-make one row. Figures are nDCG@10, Recall@10 and MRR@10 on the first collection: mean and sample standard deviation.
+results/NAME-SEED.json is what train.py wrote, results/NAME-COLLECTION.json what evaluate.py wrote (science.py runs both); runs
+that differ in the seed alone make one row: mean and sample standard deviation. Ratios come from bench.py's files.
 """
 import json
 import re
 import statistics
 from pathlib import Path
 
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, LONG
+
 ROOT = Path(__file__).parent
-MARK = re.compile(r"(<!-- (results|costs|parts|growth|options) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
+MARK = re.compile(r"(<!-- (results|beir|ablations|corpus|costs|parts|growth|options) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 
 
-def runs():
-    """{NAME: [result]} of results/NAME-SEED.json, in order of name and seed."""
-    groups = {}
-    for path in sorted((ROOT / "results").glob("*-[0-9].json")):
-        groups.setdefault(path.stem[:-2], []).append(json.loads(path.read_text()))
-    return groups
+def runs(names):
+    """{NAME: [result of each seed]} of results/NAME-SEED.json."""
+    found = {name: sorted((ROOT / "results").glob(f"{name}-[0-9].json")) for name in names}
+    return {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items()}
 
 
 def cell(values):
-    """[0.5, 0.6] -> ".550 +- .071"; one value stands alone."""
+    """[0.5, 0.6] -> ".550 +- .071"; one value stands alone, none is "not run"."""
+    if not values:
+        return "not run"
     spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return re.sub(r"\b0\.", ".", f"{statistics.mean(values):.3f}{spread}")
 
 
-def row(label, results, when, command=""):
-    scores = [next(iter(r[when].values())) for r in results]
-    return f"| {label} | " + " | ".join(cell([s[m] for s in scores]) for m in METRICS) + f" | {len(results)} | {command} |"
+def command_of(result):
+    return f"`{re.sub(r' --(seed|out) [^ ]+', '', result['command'])}`"
+
+
+def row(label, scores, command):
+    """scores: the metrics of each seed."""
+    return f"| {label} | " + " | ".join(cell([s[m] for s in scores]) for m in METRICS) + f" | {len(scores)} | {command} |"
 
 
 def table():
-    groups = runs()
-    first = next(iter(groups.values()))[:1]
-    lines = ["| retriever | nDCG@10 | Recall@10 | MRR@10 | seeds | command |", "|---|---|---|---|---|---|",
-             row("BM25", first, "bm25", "`python evaluate.py --model bm25 --data classroom`"),
-             row("SmolLM2-135M, untrained", first, "before", "`python evaluate.py --model SmolLM2-135M --data classroom`")]
-    for name, results in groups.items():
-        command = re.sub(r" --(seed|out) \S+", "", results[0]["command"])
-        lines.append(row(name, results, "after", f"`{command}`"))
+    """classroom/: every objective, and what stands beside them."""
+    lines = ["| retriever | nDCG@10 | Recall@10 | MRR@10 | seeds | command |", "|---|---|---|---|---|---|"]
+    for label, name in (("SmolLM2-135M, last token, untrained", "plain"), ("SmolLM2-135M, with the prompt, untrained", "untrained"),
+                        ("BM25", "bm25"), ("all-MiniLM-L6-v2, a billion labelled pairs", "minilm")):
+        result = read(f"{name}-classroom")
+        lines.append(row(label, [result["metrics"]["classroom"]] if result else [], command_of(result) if result else ""))
+    for name, results in runs(CLASSROOM).items():
+        lines.append(row(name, [next(iter(r["after"].values())) for r in results], command_of(results[0]) if results else ""))
+    return "\n".join(lines) + "\n"
+
+
+def beir():
+    """nDCG@10 on collections that nothing was trained on."""
+    lines = ["| retriever | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 2)]
+    names = {"untrained": "untrained, with the prompt", "bm25": "BM25", "minilm": "all-MiniLM-L6-v2", **{f"{n}-0": n for n in (*LONG, "wiki-dream")}}
+    for name, label in names.items():
+        metrics = read(f"{name}-beir")["metrics"]
+        values = [metrics[c]["ndcg@10"] for c in COLLECTIONS] if metrics else []
+        cells = [cell([v]) for v in values] or ["not run"] * len(COLLECTIONS)
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {cell([statistics.mean(values)] if values else [])} |")
+    return "\n".join(lines) + "\n"
+
+
+def ablations():
+    """What changes when one thing changes: seed 0, nDCG@10 on classroom/."""
+    lines = ["| changed | nDCG@10 | flags |", "|---|---|---|"]
+    for label, name, flags in [("nothing", "dream", ""), ("random heads", "dream-random-heads", CLASSROOM["dream-random-heads"]),
+                               *((n, f"ablation-{n}", f) for n, f in ABLATIONS.items())]:
+        result = read(f"{name}-0")
+        lines.append(f"| {label} | {cell([result['after']['classroom']['ndcg@10']] if result else [])} | `{flags or 'none'}` |")
+    return "\n".join(lines) + "\n"
+
+
+def corpus():
+    """Trained on rows made from a collection's own documents; its questions were never seen. nDCG@10."""
+    lines = ["| collection | untrained | trained on its own documents | BM25 |", "|---|---|---|---|"]
+    for name in COLLECTIONS[:4]:
+        result = read(f"own-{name}-0")
+        values = [[result[when][name]["ndcg@10"]] if result else [] for when in ("before", "after", "bm25")]
+        lines.append(f"| {name} | " + " | ".join(map(cell, values)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -112,7 +150,7 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"results": table, "costs": costs, "parts": parts, "growth": growth, "options": options}
+TABLES = {"results": table, "beir": beir, "ablations": ablations, "corpus": corpus, "costs": costs, "parts": parts, "growth": growth, "options": options}
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"

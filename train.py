@@ -11,7 +11,6 @@ One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss
 
 `--objective` chooses among four losses on the same pools (objectives.py). Left out: checkpoints and resuming (see the README).
 """
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -20,7 +19,6 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,80 +26,22 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from bm25 import BM25, chain
+from config import Config, parse
 from data import BadInput, Pool, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
 from evaluate import evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
-from model import PROMPTS, SUFFIX, Retriever, load_backbone
+from model import Retriever, load_backbone
 from objectives import OBJECTIVES
 from processes import average, everyone, own_share, processes, start_processes
 from record import about_run
 
 
-def option(default, help, **more):
-    return dataclasses.field(default=default, metadata={"help": help, **more})
-
-
-# ASSUMPTION: what the paper leaves open is decided here, and by the defaults below: LoRA's rank, the learning rate, the
-# temperature, the numbers of candidates and questions, the budget.
+# ASSUMPTION: what the paper leaves open is decided here, and by the defaults of Config.
 ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
 WARMUP = 0.1  # the share of the steps in which the learning rate rises
 CLIP = 1.0  # the largest gradient norm of a step
 HEAD_EXAMPLES = 32  # at least so many examples are used to score the heads
-
-
-@dataclass
-class Config:
-    backbone: str = option("SmolLM2-135M", "the retriever's base: a short name (python model.py lists them), hub id, folder or .gguf")
-    llm: str = option("", "the frozen LLM that judges, if not the backbone itself")
-    data: str = option("classroom", "training folder with corpus.jsonl and train.jsonl")
-    eval: str = option("", "folders in BEIR layout, separated by commas; empty: the training folder, if it has judgments")
-    out: str = option("runs/dream", "where the retriever and the run's records are written")
-    objective: str = option("dream", "what trains the retriever", choices=("dream", "infonce", "replug", "emdr"))
-    heads: int = option(16, "how many attention heads of the LLM are injected")
-    head_choice: str = option("query", "the heads that look at the source document, random ones, or all", choices=("query", "random", "all"))
-    head_rows: str = option("target", "heads are scored from the rows that predict the target, or from the question's", choices=("target", "question"))
-    budget: str = option("documents", "an injected head reads documents alone, or keeps its attention elsewhere", choices=("documents", "keep"))
-    temperature: float = option(0.02, "tau of eq (2)")
-    final_temperature: float = option(0.0, "tau at the last step, reached geometrically; 0: the same throughout")
-    likelihood_temperature: float = option(1.0, "beta of replug")
-    pool: int = option(16, "K, candidate documents of a step")
-    questions: int = option(16, "B, questions of a step")
-    neighbours: int = option(2, "documents of a pool that stand together")
-    order: str = option("file", "what stands together: the corpus file's order, or a chain of BM25 neighbours", choices=("file", "bm25"))
-    prompt: str = option(PROMPTS["document"] + "{text}" + SUFFIX, "what the retriever reads of a text; {text} is the text")
-    document_tokens: int = option(128, "documents are cut here in training")
-    steps: int = option(16, "optimiser steps")
-    accumulate: int = option(1, "pools of a step, one after the other; under torchrun, of each process")
-    lr: float = option(1e-3, "peak learning rate: linear warm-up over a tenth of the steps, then cosine to zero")
-    lora_rank: int = option(16, "r of LoRA")
-    lora_targets: str = option("", "last names of the linear layers that have LoRA, separated by commas; empty: all")
-    embed_chunk: int = option(0, "texts embedded at a time, twice each (gradient caching); 0: all at once")
-    checkpoint: bool = option(False, "activation checkpointing: layers keep their inputs alone and are computed again")
-    compile: bool = option(False, "compile the backbone's MLPs and norms; measure whether it pays (python bench.py --options)")
-    gather: bool = option(False, "under torchrun: every process's documents are candidates for all questions of a step")
-    seed: int = option(0, "of pools, initialisation and random heads, each drawn on its own")
-    device: str = option("auto", "cpu, cuda or auto")
-    dtype: str = option("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16"))
-
-
-def parse(argv=None):
-    """Command line -> Config; one flag per field, strict."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for field in dataclasses.fields(Config):
-        how = {"action": "store_true"} if field.type is bool else {"type": field.type}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **how, **field.metadata)
-    config = Config(**vars(parser.parse_args(argv)))
-    for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
-                 "likelihood_temperature", "lr", "lora_rank"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
-    if config.pool < 2 or config.embed_chunk < 0:
-        raise BadInput("--pool must be at least 2, --embed-chunk 0 or more")
-    if not 0 <= config.final_temperature < math.inf or config.prompt.count("{text}") != 1:
-        raise BadInput("--final-temperature must be 0 or more, and --prompt must have {text} in it once")
-    return config
 
 
 # ------------------------------------------------------------------------------------------------------------ a run
@@ -116,9 +56,11 @@ class Run:
         judged = config.data if find_qrels(config.data, "test").is_file() else ""
         self.collections = load_collections(config.eval or judged)
         tokenizer, backbone = load_backbone(config.backbone, config.device, config.dtype)
-        before, after = config.prompt.split("{text}")
-        self.retriever = Retriever(config.backbone, tokenizer, backbone, dict.fromkeys(PROMPTS, before), after)
+        self.retriever = Retriever(config.backbone, tokenizer, backbone)
+        self.retriever.set_prompt(config.prompt)
         self.retriever.add_lora(config.lora_rank, ALPHA * config.lora_rank, config.seed, set(filter(None, config.lora_targets.split(","))) or None)
+        if not self.retriever.adapters():
+            raise BadInput(f"--lora-targets {config.lora_targets}: the backbone has no linear layers of these names")
         llm_tokenizer, self.own_llm = tokenizer, None
         if config.llm and config.llm != config.backbone:
             llm_tokenizer, self.own_llm = load_backbone(config.llm, config.device, config.dtype)
@@ -202,6 +144,7 @@ class Run:
         doc_emb, documents_back = retriever.embed_apart(self.tokenize(documents, "document"), c.embed_chunk)
         query_emb, doc_emb = query_emb.requires_grad_(), (everyone(doc_emb) if c.gather else doc_emb).requires_grad_()  # a graph of their own
         scores = query_emb @ doc_emb.T  # (B, K)  # eq (1)
+        scores.retain_grad()
         with self.judge() as llm:
             loss = OBJECTIVES[c.objective](self, llm, pool, scores)
             loss.backward()  # through the LLM, as far as the embeddings
@@ -212,6 +155,7 @@ class Run:
         return {"loss": loss.item(),
             "source_weight": weights.gather(1, source[:, None]).mean().item(),
             "accuracy": (weights.argmax(1) == source).float().mean().item(),
+            "agreement": (scores.grad.argmin(1) == source).float().mean().item(),  # the loss asks for the source's score to rise most
             "spread": 1 - doc_emb.detach().mean(0).square().sum().item()}  # 1 - |mean|^2: 0 when all vectors are one
 
     def steps(self):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import ROOT, save_tiny, tiny_tokenizer, write_collection
 
+import data
 import evaluate
 import train
+from commands import COMMANDS
 from data import BadInput, Prompts, load_corpus, load_examples
 from model import BACKBONES
 
@@ -182,7 +184,7 @@ POSITIVE = ["--heads", "--likelihood-temperature", "--temperature", "--questions
 
 @pytest.mark.parametrize("flag, value", [
     *((flag, value) for flag in POSITIVE for value in ("0", "-1")), ("--heads", "13"), ("--pool", "1"),
-    ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--lr", "inf"), ("--temperature", "inf"),
+    ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--lora-targets", "q_prjo"), ("--lr", "inf"), ("--temperature", "inf"),
     *((flag, "nan") for flag in ("--temperature", "--lr", "--final-temperature"))])
 def test_impossible_hyperparameters(flags, out, flag, value):
     assert flag in refused(train.main, out, *flags, f"{flag}={value}")
@@ -203,14 +205,50 @@ def test_wrong_flags_are_never_guessed(flags, out, capsys, collection_folder, ma
 
 @pytest.mark.parametrize("script, wrong, says", [
     ("train.py", ["--backbone", "no-such-owner/no-such-model"], "'no-such-owner/no-such-model'"),
-    ("evaluate.py", ["--model", "bm25", "--data", "broken"], "corpus.jsonl:9:")])
+    ("evaluate.py", ["--model", "bm25", "--data", "broken"], "corpus.jsonl:9:"),
+    ("data.py", ["split", "broken"], "corpus.jsonl:9:")])
 def test_a_real_command_says_one_line_and_exits_with_2(tmp_path, script, wrong, says):
     write_collection(tmp_path / "classroom")
     with open(write_collection(tmp_path / "broken") / "corpus.jsonl", "a") as file:
         file.write("not JSON\n")
-    run = subprocess.run([sys.executable, ROOT / script, *wrong, "--out", "out"], cwd=tmp_path, text=True,
-                         capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    wrong = [*wrong, *(["out"] if script == "data.py" else ["--out", "out"])]
+    run = subprocess.run([sys.executable, ROOT / script, *wrong], cwd=tmp_path, text=True, capture_output=True,
+                         env={**os.environ, "HF_HUB_OFFLINE": "1"})
     told = [line for line in run.stderr.replace("\r", "\n").split("\n") if line.strip() and "%|" not in line]
     assert run.returncode == 2 and len(told) == 1
     assert told[0].startswith(f"{script}: ") and says in told[0]
     assert "Traceback" not in run.stdout + run.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (["squad", "broken/corpus.jsonl", "out"], "broken/corpus.jsonl:2: not JSON"),
+    (["split", "broken", "out"], "broken/corpus.jsonl:9: not a line of JSON"), (["split", "none", "out"], "none: no such folder"),
+    (["jsonl", "broken/train.jsonl", "broken", "out"], "broken/corpus.jsonl:9:"),
+    (["qrels", "broken", "broken/train.jsonl", "out"], "broken/qrels/train.tsv: no such file; --split")])
+def test_data_commands_refuse_what_is_broken(tmp_path, monkeypatch, wrong, says):
+    with open(write_collection(tmp_path / "broken") / "corpus.jsonl", "a") as file:
+        file.write("not JSON\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as error:
+        data.main(wrong)
+    assert str(error.value).startswith(says) and len(str(error.value).splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ([], "command"), (["squat", "a", "b"], "'squat'"), (["squad", "a"], "out"), (["split", "a", "b", "--shar", ".1"], "--shar"),
+    (["split", "a", "b", "--share", "few"], "--share"), (["jsonl", "a", "b", "c", "--field", "x"], "--field"), (["beir", "x"], "out")])
+def test_data_commands_never_guess(tmp_path, capsys, monkeypatch, wrong, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        data.main(wrong)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "error: " in told and says in told and not list(tmp_path.iterdir())
+
+
+def test_every_data_command_is_listed_and_explains_itself(capsys):
+    for arguments in ([], *([name] for name in COMMANDS)):
+        with pytest.raises(SystemExit) as stop:
+            data.main([*arguments, "--help"])
+        told = capsys.readouterr().out
+        assert stop.value.code == 0 and all(name in told for name in (arguments or COMMANDS))

@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 import torch
 
-from bm25 import BM25, STOPWORDS, stem, tokenize
+from bm25 import BM25, STOPWORDS, chain, stem, tokenize
 
 WORDS = ["apple", "pie", "plum", "corn", "bread", "milk", "año", "42", "7up", "salt"]  # no stop word, ten stems
 
@@ -138,3 +138,34 @@ def test_stems_keep_families_together_and_apart():
     assert [len(s) for s in stems] == [1] * len(families) and len(set.union(*stems)) == len(families)
     assert [stem(t) for t in ("glasses", "flies", "running", "this", "use", "2", "")] == [
         "glass", "fli", "run", "this", "use", "2", ""]
+
+
+def naive_chain(corpus, depth):
+    """Go to the best of the `depth` best that is left; where there is none, to the first that is left."""
+    ids, texts, order = list(corpus), list(corpus.values()), []
+    while len(order) < len(ids):
+        near = []
+        if order:
+            scores = naive_scores(corpus[order[-1]], texts, 0.9, 0.4)
+            near = sorted(range(len(ids)), key=lambda i: (-round(scores[i], 5), i))[:depth]
+        order.append(next(ids[i] for i in [*near, *range(len(ids))] if ids[i] not in order))
+    return order
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 32])
+def test_a_chain_is_the_greedy_loop(depth):
+    rng = random.Random(depth)
+    for _ in range(40):
+        corpus = {f"d{i}": " ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for i in rng.sample(range(99), rng.randint(1, 25))}
+        assert chain(corpus, depth) == naive_chain(corpus, depth)
+
+
+def test_a_chain_has_every_id_once():
+    for corpus in ({}, {"ö": ""}, {"a": "...", "b": "the of"}, {str(i): "apple pie" for i in range(99)}):
+        assert sorted(chain(corpus)) == sorted(corpus)
+    assert chain({str(i): "apple pie" for i in range(99)}, depth=4) == [str(i) for i in range(99)]
+
+
+def test_similar_texts_are_adjacent_in_a_chain():
+    corpus = {f"{word}{i}": f"{word} {word}own{i}" for i in range(5) for word in ("apple", "plum", "corn")}  # dealt in turns
+    assert [text[:-1] for text in chain(corpus)] == ["apple"] * 5 + ["plum"] * 5 + ["corn"] * 5

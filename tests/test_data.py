@@ -45,6 +45,11 @@ def test_a_document_is_its_title_and_text(tmp_path):
     ("corpus.jsonl", '{"_id": "a", "title": 0, "text": "x"}\n', ["corpus.jsonl:1:", "'title'"]),
     ("corpus.jsonl", '{"_id": "a", "text": "\\ud800"}\n', ["corpus.jsonl:1:", "JSON"]),  # half a surrogate pair
     ("corpus.jsonl", A + "[" * 200_000, ["corpus.jsonl:2:", "JSON"]),
+    ("corpus.jsonl", '{"_id": "a", "text": "\udced\udca0\udc80"}\n', ["corpus.jsonl:1:", "JSON"]),  # half a pair in bytes
+    ("corpus.jsonl", A + '{"_id": "b", "text": "\0"}\n', ["corpus.jsonl:2:", "JSON"]),  # a zero byte
+    ("corpus.jsonl", "\0" * 9 + "\n", ["corpus.jsonl:1:", "JSON"]),
+    ("corpus.jsonl", A + "\ufeff" + B, ["corpus.jsonl:2:", "JSON"]),  # a BOM stands at the start alone
+    ("corpus.jsonl", "\ufeff", ["corpus.jsonl", "empty"]),
     ("qrels/test.tsv", "q0\td0\t1\nq1\td1\t1\n", ["test.tsv:1:", "header"]),
     ("qrels/test.tsv", HEADER + "q\udcff\td0\t1\n", ["test.tsv:2:"]),
     ("queries.jsonl", B + B, ["queries.jsonl:2:", "'b'", "twice"]),
@@ -104,6 +109,24 @@ def test_compressed_files_and_trec_judgments_read_the_same(collection_folder):
         (collection_folder / "qrels" / name).unlink()
     (collection_folder / "qrels" / "dev.qrels").write_text("q1 Q0 d1 -1\nq1 0 d2 2\n\n q2 0 d9 0\n")
     assert load_collection(collection_folder, "dev").qrels == {"q1": {"d1": -1, "d2": 2}, "q2": {"d9": 0}}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_byte_order_mark_is_no_text(collection_folder, pack):
+    plain, examples = load_collection(collection_folder), load_examples(collection_folder)
+    (collection_folder / "qrels" / "test.tsv").write_text("".join(f"q{i} 0 d{i} 1\n" for i in range(8)))  # TREC's, no header
+    for name in ("corpus.jsonl", "queries.jsonl", "train.jsonl", "qrels/test.tsv"):
+        path = collection_folder / name
+        content = pack(b"\xef\xbb\xbf" + path.read_bytes())
+        path.unlink()
+        (path if pack is bytes else path.with_name(f"{path.name}.gz")).write_bytes(content)
+    assert load_collection(collection_folder) == plain and load_examples(collection_folder) == examples
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_utf_8_alone_is_read(collection_folder, encoding):
+    (collection_folder / "corpus.jsonl").write_bytes('{"_id": "a", "text": "café"}'.encode(encoding))
+    assert "corpus.jsonl:1: not a line of JSON" in message_of(load_corpus, collection_folder)
 
 
 @pytest.mark.parametrize("text", ["q1 0 d1 1\nq1 0 d2\n", "q1 0 d1 1\nq1 0 d2 yes\n", "q1 0 d1 1\nq1 0 d1 1\n"])
@@ -185,7 +208,7 @@ def test_a_pool_keeps_its_promises(rows, documents, questions, neighbours):
     examples, corpus = world(rows)
     rows_of = Counter(e.document for e in examples)
     seen = Counter()
-    for pool in islice(make_pools(examples, corpus, documents, questions, neighbours), 300):
+    for pool in islice(make_pools(examples, list(corpus), documents, questions, neighbours), 300):
         assert len(pool.documents) == len(set(pool.documents)) == min(documents, len(rows))
         assert [pool.documents[k] for k in pool.source] == [e.document for e in pool.examples]
         asked = Counter(e.document for e in pool.examples)
@@ -204,9 +227,18 @@ def test_a_pool_keeps_its_promises(rows, documents, questions, neighbours):
 def test_the_seed_decides_the_stream():
     examples, corpus = world([3] * 12)
     state = random.getstate()
-    streams = (islice(make_pools(examples, corpus, 4, 4, 2, seed=seed), 20) for seed in (0, 0, 1))
+    streams = (islice(make_pools(examples, list(corpus), 4, 4, 2, seed=seed), 20) for seed in (0, 0, 1))
     first, again, other = ([(p.documents, p.examples) for p in stream] for stream in streams)
     assert first == again != other and random.getstate() == state
+
+
+def test_the_order_decides_who_are_neighbours():
+    examples, corpus = world([1] * 12)
+    order = random.Random(3).sample(list(corpus), len(corpus))
+    sources = [d for d in order if d.startswith("s")]
+    pairs = {frozenset(pair) for pair in zip(sources, [*sources[1:], sources[0]])}  # a ring
+    for pool in islice(make_pools(examples, [*order, "not in the corpus"], 2, 2, neighbours=2), 50):
+        assert frozenset(pool.documents) in pairs
 
 
 def test_pools_are_made_of_neighbours():
@@ -214,7 +246,7 @@ def test_pools_are_made_of_neighbours():
     examples, corpus = world([2] * 24)
     order = [d for d in corpus if d.startswith("s")]
     runs = [{order[(cut + i) % 24] for i in range(4)} for cut in range(24)]
-    pools = [set(p.documents) for p in islice(make_pools(examples, corpus, 8, 8, neighbours=4), 150)]
+    pools = [set(p.documents) for p in islice(make_pools(examples, list(corpus), 8, 8, neighbours=4), 150)]
     cuts = Counter()
     for dealt in zip(pools[0::3], pools[1::3], pools[2::3]):
         assert set().union(*dealt) == set(order)

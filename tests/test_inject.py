@@ -161,16 +161,19 @@ def test_padding_and_other_questions_are_never_seen():
         torch.testing.assert_close(alone[0], together[b], atol=1e-5, rtol=0)
 
 
-def test_scores_of_heads_equal_the_attention_of_the_full_sequence(kind):
+@pytest.mark.parametrize("which", ["target", "question"])
+def test_scores_of_heads_equal_the_attention_of_the_full_sequence(kind, which):
     llm = tiny_llm(kind)
     input_ids, document_of, questions, target_mask, _ = pool([4, 1, 6])
     source = torch.tensor([2, 0, 1])
-    scores = score_heads(llm, prefill(llm, input_ids, document_of), questions, target_mask, source)
+    scores = score_heads(llm, prefill(llm, input_ids, document_of), questions, target_mask, source, which)
     llm.set_attn_implementation("eager")
     expected = torch.zeros(3, 4)
     for b in range(3):
         row = torch.cat([input_ids[0], questions[b]])[None]
         rows = len(document_of) + target_mask[b].nonzero().flatten() - 1
+        if which == "question":
+            rows = torch.arange(len(document_of), rows[0])
         columns = (document_of == source[b]).nonzero().flatten()
         for layer, p in enumerate(llm(row, output_attentions=True).attentions):
             expected[layer] += p[0][:, rows][:, :, columns].sum(-1).mean(1) / 3

@@ -227,7 +227,7 @@ def test_a_trained_encoder_is_saved_and_loaded_bit_for_bit(folder, pooling, modu
         torch.nn.init.normal_(layer.lora_B, std=0.3)
     made.save(folder / "trained")
     again = Retriever.load(folder / "trained", device="cpu")
-    for name in ("pooling", "prompts", "normalize", "max_tokens", "lora"):
+    for name in ("pooling", "prompts", "suffix", "normalize", "max_tokens"):
         assert getattr(again, name) == getattr(made, name)
     for kind in ("query", "document"):
         assert torch.equal(again.encode(TEXTS, kind), made.encode(TEXTS, kind))

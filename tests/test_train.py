@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import evaluate
-import objectives
 import train
 from conftest import ROOT, save_tiny
 from data import BadInput, Pool, load_collection
@@ -68,27 +67,6 @@ def test_a_step_is_the_equations_in_a_row(tiny_folder, collection_folder):
     assert record["accuracy"] == pytest.approx(sum(int(w.argmax()) == s for w, s in zip(weights, source)) / 4)
     pairs = documents @ documents.T
     assert record["spread"] == pytest.approx(1 - float(pairs.mean()), abs=1e-5)  # mean cosine distance of all pairs
-
-
-def test_infonce_is_cross_entropy_on_the_source_document(tiny_folder, collection_folder):
-    run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
-    pool, scores = next(run.pools(0)), torch.randn(4, 4)
-    expected = 0.0
-    for example, row in zip(pool.examples, scores.double() / run.config.temperature):
-        expected -= math.log(row[pool.documents.index(example.document)].exp() / row.exp().sum()) / 4
-    assert objectives.infonce_loss(run, None, pool, scores).item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_infonce_does_not_push_the_source_s_copies_away(tiny_folder, collection_folder):
-    """A pool with a document twice, once under another id: for its question it is as if the copy were not there."""
-    run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
-    run.corpus["copy"] = run.corpus["d1"]
-    first, other = (next(e for e in run.examples if e.document == d) for d in ("d1", "d0"))
-    scores = torch.tensor([[.1, .2, .3, .4], [.4, .1, .2, .3]])
-    loss = objectives.infonce_loss(run, None, Pool(["d0", "d1", "d2", "copy"], [first, other]), scores).item()
-    logits = scores.double() / run.config.temperature
-    expected = -(logits[0, :3].log_softmax(0)[1] + logits[1].log_softmax(0)[0]) / 2
-    assert loss == pytest.approx(expected.item(), rel=1e-4)
 
 
 def saved_bytes(run, pool):
@@ -207,13 +185,19 @@ def test_learning_rate_warms_up_and_ends_near_zero():
     assert 0 < learning_rate(Config(steps=1), 0) < Config.lr
 
 
+def test_the_temperature_moves_in_equal_ratios_to_the_final_one():
+    config = Config(steps=5, temperature=0.08, final_temperature=0.005)
+    assert [train.temperature(config, step) for step in range(5)] == pytest.approx([0.08, 0.04, 0.02, 0.01, 0.005])
+    assert {train.temperature(Config(steps=5), step) for step in range(5)} == {Config.temperature}
+
+
 def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
     config = parse(["--temperature", "0.02", "--head-choice", "random"])
     assert config == dataclasses.replace(Config(), temperature=0.02, head_choice="random")
     with pytest.raises(SystemExit) as stop:
         parse(["--temprature", "0.02"])
     assert stop.value.code == 2 and "--temprature" in capsys.readouterr().err
-    assert len(dataclasses.fields(Config)) <= 30
+    assert len(dataclasses.fields(Config)) <= 31
     with pytest.raises(BadInput, match="--temperature must be a positive number"):
         parse(["--temperature", "nan"])
 

