@@ -9,26 +9,23 @@ Both are flushed to the disk before they get their names. The last two are kept:
 the one before it serves. Pools, head scores and the learning rate depend on seed and step alone, so that no other state
 exists: the loop draws no random numbers of its own.
 """
-import hashlib
+import fcntl
 import json
 import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import transformers
 from safetensors.torch import load_file, save
 
+from cache import digest, tensor_bytes
 from data import BadInput, replacing
+from processes import processes
 
 KEPT = 2
-
-
-def digest(*parts):
-    """SHA-256 of texts and bytes, each with its length, so that no two lists of parts look alike."""
-    total = hashlib.sha256()
-    for part in parts:
-        part = part.encode() if isinstance(part, str) else bytes(part)
-        total.update(len(part).to_bytes(8, "little") + part)
-    return total.hexdigest()
 
 
 def write_bytes(path, content):
@@ -57,12 +54,7 @@ def write_checkpoint(folder, step, tensors, about):
     text = json.dumps({"step": step, **about, "sha256": digest(content)})
     write_bytes(place.with_suffix(".json"), json.dumps({"sha256": digest(text), "content": text}).encode())
     for old in numbers(folder)[KEPT:]:
-        remove(folder, old)
-
-
-def remove(folder, step):
-    for ending in ("json", "safetensors"):  # the one that says the other is whole goes first
-        (Path(folder) / f"checkpoint-{step}.{ending}").unlink(missing_ok=True)
+        clear(folder, f"checkpoint-{old}.*")
 
 
 def read_checkpoint(folder, step):
@@ -93,3 +85,68 @@ def newest_checkpoint(folder, expected):
                 raise BadInput(f"--resume: {name} was {about['run'].get(name)!r} and is now {value!r}; the run in {folder} cannot go on")
         return tensors, about
     return None, None
+
+
+def identity(run):
+    """{name: value} of what a run depends on, and what a checkpoint must have been made with to be resumed."""
+    config = {f"--{name.replace('_', '-')}": value for name, value in vars(run.config).items()
+              if name not in ("out", "eval", "resume", "save_every")}
+    texts = [x for item in run.corpus.items() for x in item] + [x for e in run.examples for x in vars(e).values()]
+    weights = [x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
+               if "lora_" not in name for x in (name, tensor_bytes(tensor))]
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return {**config, "the data": digest(*texts), "the backbone": digest(*weights), "the number of processes": processes()[1],
+            "torch": torch.__version__, "transformers": transformers.__version__, "the code": digest(*code)}
+
+
+def check_writable(folder):
+    """Raise BadInput where a run's folder could not be made or written to; makes nothing."""
+    path = Path(folder).absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f"--out {folder}: {there} is not a folder that can be written to")
+
+
+@contextmanager
+def claim(folder):
+    """Within this block a run's folder is there, and locked -> Path. Raises BadInput if another run writes there.
+
+    The system itself unlocks it when the process ends, however it ends.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise BadInput(f"--out {folder}: cannot be written to ({error.strerror})") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"--out {folder}: another run is writing there") from None
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def clear(folder, *patterns):
+    for pattern in patterns:
+        for path in sorted(Path(folder).glob(pattern)):  # checkpoint-n.json, which calls its tensors whole, goes before them
+            path.unlink()
+
+
+class Stop:
+    """SIGINT and SIGTERM, while a run trains: noted, and acted upon when a step is done. As a context."""
+
+    def __enter__(self):
+        self.asked, self.before = False, {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame):
+        self.asked = True
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

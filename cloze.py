@@ -301,9 +301,8 @@ def make_rows(document, per_document, visible, generator):
         named = gives_away(document.title, target)
         if len(rows) == per_document:
             break
-        if s in removed or len(words) < 3 or not stands_in(top, target):
-            continue
-        if hash(tuple(w[0].lower() for w in words)) in document.vocabulary.twice:
+        known = hash(tuple(w[0].lower() for w in words)) in document.vocabulary.twice
+        if s in removed or known or len(words) < 3 or not stands_in(top, target):
             continue
         if any(gives_away(target, r.target) or (named and gives_away(document.title, r.target)) for r in rows):
             continue

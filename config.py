@@ -48,6 +48,8 @@ class Config:
     checkpoint: bool = option(False, "activation checkpointing: layers keep their inputs alone and are computed again")
     compile: bool = option(False, "compile the backbone's MLPs and norms; measure whether it pays (python bench.py --options)")
     gather: bool = option(False, "under torchrun: every process's documents are candidates for all questions of a step")
+    save_every: int = option(50, "steps between two checkpoints; 0: only when the run is interrupted")
+    resume: bool = option(False, "go on from the newest whole checkpoint in --out")
     seed: int = option(0, "of pools, initialisation and random heads, each drawn on its own")
     device: str = option("auto", "cpu, cuda or auto")
     dtype: str = option("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16"))
@@ -65,8 +67,8 @@ def parse(argv=None):
                  "likelihood_temperature", "lr", "lora_rank"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
-    if config.pool < 2 or config.embed_chunk < 0:
-        raise BadInput("--pool must be at least 2, --embed-chunk 0 or more")
+    if config.pool < 2 or config.embed_chunk < 0 or config.save_every < 0:
+        raise BadInput("--pool must be at least 2, --embed-chunk and --save-every 0 or more")
     if not 0 <= config.final_temperature < math.inf:
         raise BadInput("--final-temperature must be 0 or more")
     return config

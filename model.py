@@ -153,8 +153,9 @@ class Retriever:
         The suffix's tokens are appended as they are, never joined with the text's last: an exported tokenizer does the same.
         """
         room = (max_tokens or self.max_tokens) - len(self.suffix_ids)
-        if room < 1:
-            raise BadInput(f"{max_tokens or self.max_tokens} tokens leave no room for a text before the suffix {self.suffix!r}")
+        if room <= (added := self.tokenizer.num_special_tokens_to_add()):  # then the tokenizer would not cut at all
+            raise BadInput(f"{max_tokens or self.max_tokens} tokens leave no room for a text beside the suffix {self.suffix!r} "
+                           f"and {added} tokens that the tokenizer adds")
         rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True, max_length=room).input_ids
         return [row + self.suffix_ids or [self.tokenizer.eos_token_id] for row in rows]
 

@@ -5,6 +5,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -26,3 +27,14 @@ def about_run(script, argv):
         "commit": commit,
         "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
     }
+
+
+class Clock:
+    """Seconds of a run's parts."""
+
+    def __init__(self):
+        self.seconds, self.since = {}, time.perf_counter()
+
+    def lap(self, name):
+        now = time.perf_counter()
+        self.seconds[name], self.since = round(now - self.since, 2), now

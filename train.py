@@ -9,7 +9,8 @@ One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss
     (1)  s_bk = e(q_b) . e(d_k)                cosine
     (2)  w_bk = softmax_k( s_b / tau )         the documents of a pool compete
 
-`--objective` chooses among four losses on the same pools (objectives.py). Left out: checkpoints and resuming (see the README).
+`--objective` chooses among four losses on the same pools (objectives.py). A run that was interrupted goes on with
+`--resume` as if nothing had happened (checkpoints.py).
 """
 import contextlib
 import dataclasses
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from bm25 import BM25, chain
+from checkpoints import Stop, check_writable, claim, clear, identity, newest_checkpoint, write_checkpoint
 from config import Config, parse
 from data import BadInput, Pool, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
 from evaluate import evaluate, table
@@ -34,8 +36,8 @@ from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone
 from objectives import OBJECTIVES
 from processes import average, everyone, own_share, processes, start_processes
-from record import about_run
-
+from record import Clock, about_run
+from watch import symptom
 
 # ASSUMPTION: what the paper leaves open is decided here, and by the defaults of Config.
 ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
@@ -154,6 +156,7 @@ class Run:
         weights = F.softmax(scores.detach() / self.temperature, dim=-1)
         return {"loss": loss.item(),
             "source_weight": weights.gather(1, source[:, None]).mean().item(),
+            "largest_weight": weights.amax(1).mean().item(),
             "accuracy": (weights.argmax(1) == source).float().mean().item(),
             "agreement": (scores.grad.argmin(1) == source).float().mean().item(),  # the loss asks for the source's score to rise most
             "spread": 1 - doc_emb.detach().mean(0).square().sum().item()}  # 1 - |mean|^2: 0 when all vectors are one
@@ -183,30 +186,74 @@ def temperature(config, step):
     return config.temperature * ratio ** (step / max(1, config.steps - 1))
 
 
-def train(run, log):
-    """The loop. log(record) is called once a step. A step's gradient is the mean over its pools, of all processes."""
-    config = run.config
-    parameters = run.retriever.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-    steps = run.steps()
-    bar = tqdm(range(config.steps), desc="training", unit="step", disable=processes()[0] > 0)
-    for step in bar:
-        start = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        run.temperature = temperature(config, step)
-        records = [run.step(*next(steps)) for _ in range(config.accumulate)]
-        values = torch.tensor([list(record.values()) for record in records], dtype=torch.float64).mean(0)
-        values = average([p.grad for p in parameters], values, config.accumulate)
-        record = dict(zip(records[0], values.tolist()))
-        record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP).item()
+class Training:
+    """A run's optimiser and how far it is: what a checkpoint holds beside the adapters."""
+
+    def __init__(self, run):
+        self.run, self.config, self.parameters = run, run.config, run.retriever.parameters()
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=run.config.lr, weight_decay=0.0)
+        self.curve = []  # a record per step
+
+    def tensors(self):
+        """{name: tensor}, not copies: adapters and, once there was a step, the optimiser's moments."""
+        found = {}
+        for i, p in enumerate(self.parameters):
+            found[f"{i}.weight"] = p.data
+            found |= {f"{i}.{name}": self.optimizer.state[p][name] for name in ("step", "exp_avg", "exp_avg_sq") if self.curve}
+        return found
+
+    def load(self, tensors, about):
+        """Go on from a checkpoint."""
+        self.curve, self.run.heads = about["curve"], about["heads"] and [tuple(head) for head in about["heads"]]
+        for p in self.parameters if self.curve else ():
+            self.optimizer.state[p] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+
+    def step(self, pools, stop):
+        """One optimiser step -> its record. A step's gradient is the mean over its pools, of all processes."""
+        config, number, start = self.config, len(self.curve), time.perf_counter()
+        self.optimizer.param_groups[0]["lr"] = learning_rate(config, number)
+        self.run.temperature = temperature(config, number)
+        records = [self.run.step(*pool) for pool in pools]
+        values = torch.tensor([[*record.values(), stop.asked] for record in records], dtype=torch.float64).mean(0)
+        *values, stop.agreed = average([p.grad for p in self.parameters], values, config.accumulate).tolist()
+        record = dict(zip(records[0], values))
+        record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP).item()
         if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
-            raise BadInput(f"step {step + 1}: the loss or its gradient is not a number; use a smaller --lr or a larger "
-                           "--temperature")
-        optimizer.step()
-        optimizer.zero_grad()
-        log({"step": step + 1, **record, "lr": learning_rate(config, step), "seconds": time.perf_counter() - start})
-        bar.set_postfix({name: f"{record[name]:.3f}" for name in ("loss", "source_weight")}, lr=f"{learning_rate(config, step):.1e}")
+            documents = ", ".join(d for pool, _ in pools for d in pool.documents)
+            raise BadInput(f"step {number + 1}: the loss or its gradient is not a number; use a smaller --lr or a larger --temperature; "
+                           f"the documents of this step: {documents}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.curve.append({"step": number + 1, **record, "lr": learning_rate(config, number), "seconds": time.perf_counter() - start})
+        return self.curve[-1]
+
+
+def train(run, log=lambda record: None, save=lambda training: None, training=None):
+    """The loop, from where `training` is to the last step. log(record) is called once a step, save(training) now and then:
+    every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), and before a step that is no number."""
+    training, config = training or Training(run), run.config
+    done, warned = len(training.curve), None
+    steps = itertools.islice(run.steps(), done * config.accumulate, None)  # a resumed run goes on where the stream was
+    with Stop() as stop, tqdm(total=config.steps, initial=done, desc="training", unit="step", disable=processes()[0] > 0) as bar:
+        while len(training.curve) < config.steps:
+            pools = [next(steps) for _ in range(config.accumulate)]
+            try:
+                record = training.step(pools, stop)
+            except BadInput:
+                save(training)  # as the last good step has left it
+                raise
+            log(record)
+            bar.update()
+            bar.set_postfix({name: f"{record[name]:.3f}" for name in ("loss", "source_weight")}, lr=f"{record['lr']:.1e}")
+            if not warned and (warned := symptom(training.curve, config.pool)):
+                print(f"\nstep {record['step']}: {warned}", file=sys.stderr)
+            if stop.agreed or (config.save_every and record["step"] % config.save_every == 0 and record["step"] < config.steps):
+                save(training)
+            if stop.agreed:
+                raise KeyboardInterrupt
+    return training
 
 
 def main(argv=None):
@@ -216,49 +263,59 @@ def main(argv=None):
     changed = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(config, f.name)) != f.default}
     if first:
         print("train.py:", ", ".join(f"{k}={v}" for k, v in changed.items()) or "all defaults", flush=True)
-    seconds, clock = {}, time.perf_counter()
-
-    def lap(name):
-        nonlocal clock
-        seconds[name], clock = round(time.perf_counter() - clock, 2), time.perf_counter()
-
-    there = next(p for p in (Path(config.out).absolute(), *Path(config.out).absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f"--out {config.out}: {there} is not a folder that can be written to")
+    check_writable(config.out)
+    clock = Clock()
     run = Run(config)
-    lap("load")
-    with run.retriever.adapters_off():  # they change nothing yet
-        before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
-    lap("evaluate before")
-    out = Path(config.out)
-    if config.objective == "dream":
-        scores = run.choose_heads()
-        lap("choose heads")
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-        for left in ("adapter_model.safetensors", "adapter_config.json", "retriever.json", "heads.json", "result.json"):
-            (out / left).unlink(missing_ok=True)  # of an earlier run: a folder never mixes two
-        if run.heads:
-            write_json(out / "heads.json", {"heads": run.heads, "scores": scores.tolist()})
-    curve = []
-    with open(out / "metrics.jsonl" if first else os.devnull, "w") as file:
-        def log(record):
-            curve.append(record)
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-        train(run, log)
-    lap("train")
+    clock.lap("load")
+    with claim(config.out) if first else contextlib.nullcontext(Path(config.out)) as out:
+        carry_out(run, out, first, clock, argv)
+
+
+def carry_out(run, out, first, clock, argv):
+    """Everything between loading and the table: measure, choose heads or resume, train, save, measure again."""
+    config, training, own = run.config, Training(run), identity(run)
+    tensors, about = newest_checkpoint(out, own) if config.resume else (None, None)
+    if about:
+        training.load(tensors, about)
+        before, scores = about["before"], about["scores"]
+    if first and config.resume:
+        print(f"resuming {out} after step {len(training.curve)} of {config.steps}", flush=True)
+    if not about:
+        with run.retriever.adapters_off():  # they change nothing yet
+            before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
+        clock.lap("evaluate before")
+        scores = run.choose_heads().tolist() if config.objective == "dream" else None
+        clock.lap("choose heads")
+        if first:
+            clear(out, "adapter_*", "retriever.json", "heads.json", "result.json", "checkpoint-*")  # a folder never mixes two runs
+    if first and scores:
+        write_json(out / "heads.json", {"heads": run.heads, "scores": scores})
+
+    def save(training):
+        if first:
+            write_checkpoint(out, len(training.curve), training.tensors(), {
+                "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores})
+
+    with open(out / "metrics.jsonl" if first else os.devnull, "w", buffering=1) as file:  # a line at a time
+        file.writelines(json.dumps(record) + "\n" for record in training.curve)
+        train(run, lambda record: file.write(json.dumps(record) + "\n"), save, training)
+    clock.lap("train")
     if first:
         run.retriever.save(out)
     after = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
-    lap("evaluate after")
-    if not first:
-        return
-    bm25 = {name: evaluate(BM25(), c) for name, c in run.collections.items()}
-    lap("evaluate bm25")
+    clock.lap("evaluate after")
+    if first:
+        report(run, training, out, before, after, clock, argv)
+
+
+def report(run, training, out, before, after, clock, argv):
+    """Write result.json, and print the table."""
+    config, bm25 = run.config, {name: evaluate(BM25(), c) for name, c in run.collections.items()}
+    clock.lap("evaluate bm25")
     write_json(out / "result.json", {
-        "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": seconds,
-        **about_run("train.py", argv), "processes": processes()[1], "curve": curve})
+        "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": clock.seconds,
+        **about_run("train.py", argv), "processes": processes()[1], "curve": training.curve})
+    clear(out, "checkpoint-*")  # the run is whole
     rows = {f"{name} {label}": values[name] for name in run.collections
             for label, values in (("BM25", bm25), ("before", before), ("after", after))}
     if rows:

@@ -45,7 +45,7 @@ def test_the_second_time_embeddings_are_read_and_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"prompts": {"query": "query: ", "document": "text: "}}, {"max_tokens": 9}, {"pooling": "mean"}, {"normalize": False}])
+    {"prompts": {"query": "query: ", "document": "text: "}}, {"suffix": ""}, {"suffix": " in a word:"}, {"max_tokens": 40}, {"pooling": "mean"}, {"normalize": False}])
 def test_other_settings_are_other_embeddings_and_said_so(tmp_path, change, capsys):
     Cache(retriever(), tmp_path).encode(TEXTS, "document")
     other = retriever(**change)

@@ -6,14 +6,16 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from backbones import convert_gguf
 from conftest import ROOT, save_tiny, tiny_llm, tiny_tokenizer
 from data import BadInput
 from model import BACKBONES, Retriever, load_backbone
 
+PLAIN = {"query": "", "document": ""}
 TEXTS = ["a", "the third text is by far the longest of them all", "two words"]
 
 
@@ -31,7 +33,7 @@ def test_embedding_is_the_last_hidden_state_of_the_last_token_with_unit_norm(kin
     made = retriever(kind)
     together = made.encode(TEXTS, "query")
     for text, vector in zip(TEXTS, together):
-        ids = made.tokenizer("query: " + text).input_ids
+        ids = made.tokenizer('This sentence : "' + text + '" means in one word: "').input_ids
         hidden = made.llm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
         torch.testing.assert_close(vector, hidden / hidden.norm(), atol=1e-5, rtol=0)
     assert together.dtype == torch.float32 and together.shape == (3, 32)
@@ -43,21 +45,50 @@ def test_batches_do_not_matter():
 
 
 def test_queries_and_documents_have_their_own_prompts():
-    made = retriever()
+    made = retriever(prompts={"query": "query: ", "document": ""}, suffix="")
     assert made.tokenizer.decode(made.tokenize(["x"], "query")[0]) == "query: x"
     assert made.tokenizer.decode(made.tokenize(["x"], "document")[0]) == "x"
+    asked = retriever()
+    for kind in ("query", "document"):
+        assert asked.tokenizer.decode(asked.tokenize(["x"], kind)[0]) == 'This sentence : "x" means in one word: "'
 
 
 def test_a_long_text_is_cut():
-    made, expected = retriever(max_tokens=6), tiny_tokenizer()("abcdefghijkl").input_ids
+    made, expected = retriever(max_tokens=6, suffix="", prompts=PLAIN), tiny_tokenizer()("abcdefghijkl").input_ids
     assert made.tokenize(["abcdefghijkl"], "document") == [expected[:6]]
     assert made.tokenize(["abcdefghijkl"], "document", max_tokens=3) == [expected[:3]]
 
 
+def test_the_suffix_is_never_cut():
+    made = retriever(max_tokens=9, suffix="=?", prompts={"query": "q:", "document": ""})
+    decode = made.tokenizer.decode
+    for text, limit, kind, expected in (("abcdefghijkl", None, "document", "abcdefg=?"), ("abcdefg", None, "document", "abcdefg=?"),
+                                        ("abc", None, "document", "abc=?"), ("abcdefghijkl", 5, "document", "abc=?"),
+                                        ("abcdefghijkl", None, "query", "q:abcde=?"), ("", 3, "document", "=?")):
+        assert decode(made.tokenize([text], kind, max_tokens=limit)[0]) == expected
+    for limit in (1, 2):
+        with pytest.raises(BadInput, match=rf"{limit} tokens leave no room for a text beside the suffix '=\?'"):
+            made.tokenize(["abc"], "document", max_tokens=limit)
+
+
+def test_the_suffix_is_tokens_of_its_own():
+    """Never joined with the text's last token, as a tokenizer would that reads both at once."""
+    def joining():
+        vocabulary = {symbol: i for i, symbol in enumerate(["<eos>", "a", "b", "ab"])}
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")])), eos_token="<eos>")
+
+    assert joining()("aab").input_ids == [1, 3]
+    made = Retriever("tiny", joining(), tiny_llm(), prompts=PLAIN, suffix="b")
+    assert made.tokenize(["aa"], "query") == [[1, 1, 2]]
+
+
 def test_a_tokenizer_that_appends_eos_itself_keeps_it_when_a_text_is_cut():
-    made = retriever(max_tokens=6)
-    made.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 0)])
-    assert made.tokenizer.decode(made.tokenize(["abcdefghijkl"], "document")[0]) == "abcde<eos>"
+    for suffix, expected in (("", "abcde<eos>"), ("=?", "abc<eos>=?")):
+        made = retriever(max_tokens=6, suffix=suffix, prompts=PLAIN)
+        made.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 0)])
+        assert made.tokenizer.decode(made.tokenize(["abcdefghijkl"], "document")[0]) == expected
+    with pytest.raises(BadInput, match="and 1 tokens that the tokenizer adds"):
+        made.tokenize(["abc"], "document", max_tokens=3)
 
 
 def test_an_empty_text_has_an_embedding_too():
@@ -98,8 +129,11 @@ def test_a_saved_folder_encodes_bit_for_bit_the_same_in_a_fresh_process(tiny_fol
     made.add_lora(rank=4, alpha=8)
     for layer in made.adapters().values():
         torch.nn.init.normal_(layer.lora_B, std=0.1)
-    made.prompts, made.max_tokens = {"query": "find: ", "document": "text: "}, 20
+    made = Retriever(tiny_folder, made.tokenizer, made.llm, {"query": "find: ", "document": "text: "}, " in a word:", max_tokens=20)
     made.save(tmp_path / "saved")
+    again = Retriever.load(tmp_path / "saved", device="cpu")
+    for name in ("prompts", "suffix", "suffix_ids", "max_tokens", "pooling", "normalize"):
+        assert getattr(again, name) == getattr(made, name)
     script = ("import sys, torch; from model import Retriever; r = Retriever.load(sys.argv[1], device='cpu');"
               "torch.save([r.encode(sys.argv[3:], kind) for kind in ('query', 'document')], sys.argv[2])")
     subprocess.run([sys.executable, "-c", script, tmp_path / "saved", tmp_path / "vectors.pt", *TEXTS], cwd=ROOT, check=True)
@@ -192,7 +226,7 @@ def test_what_plain_attention_cannot_read_is_still_embedded_by_transformers():
 
 
 def test_batches_of_one_length_hold_no_padding():
-    made, seen = retriever(), []
+    made, seen = retriever(suffix="", prompts=PLAIN), []
     embed = made.embed
     made.embed = lambda rows: seen.append([len(row) for row in rows]) or embed(rows)
     texts = ["x" * n for n in [3] * 20 + [5] * 20 + [9] + [12] * 2]

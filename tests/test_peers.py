@@ -18,7 +18,7 @@ from transformers import (AutoConfig, AutoModel, AutoModelForMaskedLM, LlamaForC
                           T5EncoderModel, XLMWithLMHeadModel)
 
 from data import BadInput
-from model import Retriever
+from model import PROMPTS, SUFFIX, Retriever
 from peers import read_json
 
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
@@ -204,7 +204,11 @@ def test_a_model_without_any_length_is_never_cut(sentence_transformers, tmp_path
 def test_a_plain_causal_model_is_an_untrained_retriever(tmp_path):
     ours = Retriever.load(save_tiny(tmp_path), device="cpu")
     assert isinstance(ours.llm, LlamaForCausalLM) and ours.normalize
-    assert (ours.pooling, ours.prompts, ours.max_tokens) == ("lasttoken", {"query": "query: ", "document": ""}, 512)
+    assert (ours.pooling, ours.prompts, ours.suffix, ours.max_tokens) == ("lasttoken", PROMPTS, SUFFIX, 512)
+
+
+def test_other_peoples_encoders_have_no_suffix(folder, tmp_path):
+    assert Retriever.load(write_old(folder), device="cpu").suffix == Retriever.load(save_plain(tmp_path / "plain", "bert"), device="cpu").suffix == ""
 
 
 @pytest.mark.parametrize("kind", ["bert", "mpnet", "xlm", "qwen2"])  # XLM takes a text's own <pad> for padding without a mask
@@ -295,7 +299,7 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
     ("modules", module("custom_st.Transformer", OLD + "Pooling"), "modules are custom_st.Transformer, Pooling;"),
     ("modules", [{"path": "0_BERT", "type": OLD + "Transformer"}, *module("", OLD + "Pooling")[1:]], "in the folder 0_BERT"),
     ("modules", [{"path": ""}], "cannot load the backbone .*'type'"),
-    ("adapter_config", {"peft_type": "LORA"}, "an adapter of PEFT"),
+    ("adapter_config", {"peft_type": "LORA"}, "adapter_config.json says base_model_name_or_path = None"),
     ("config", {"model_type": "no such model"}, "cannot load the backbone"),
     *[(name, "{not JSON", name.replace("__", "/") + r".json'? is not (a valid )?JSON")
       for name in ("modules", TRANSFORMER, POOLING, MODEL, "2_Normalize__config", "config")],

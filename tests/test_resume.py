@@ -1,0 +1,206 @@
+"""Runs that are killed, stopped, or meet a full disk go on as if nothing had happened: the same losses, the same weights, bit for bit."""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import checkpoints
+import train
+from conftest import ROOT, write_collection
+from data import BadInput
+from test_processes import TORCHRUN
+
+FLAGS = ["--pool", "4", "--questions", "4", "--heads", "3", "--device", "cpu", "--save-every", "2"]
+
+# Runs train.main in child processes, so that torch is imported once; kills them as asked; prints what each came to.
+SERVER = """
+import json, os, random, signal, sys, time
+sys.path.insert(0, {root!r})
+import torch, train
+from data import command
+torch.set_num_threads(1)
+flags, kills, number = json.loads(sys.argv[1])
+
+def child(*more):
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        try:
+            command(lambda: train.main([*flags, *more]))
+        except SystemExit as stop:
+            os._exit(stop.code or 0)
+        os._exit(0)
+    return pid
+
+random.seed(number)
+start = time.monotonic()
+codes = [os.waitstatus_to_exitcode(os.waitpid(child("--out", sys.argv[2]), 0)[1])]
+whole = time.monotonic() - start
+for kill in range(kills):
+    pid = child("--out", sys.argv[3], "--resume")
+    time.sleep(random.random() * whole)
+    os.kill(pid, number)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+codes.append(os.waitstatus_to_exitcode(os.waitpid(child("--out", sys.argv[3], "--resume"), 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def outcome(folder):
+    """What must be equal: every step's record but its seconds, and the adapter's bytes."""
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in step.items() if k != "seconds"} for step in steps], (folder / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def flags(tiny_folder, tmp_path):
+    return ["--backbone", tiny_folder, "--data", str(write_collection(tmp_path / "collection", documents=12)), *FLAGS]
+
+
+@pytest.mark.parametrize("number, kills", [(signal.SIGKILL, 20), (signal.SIGTERM, 5), (signal.SIGINT, 5)])
+def test_killed_at_random_moments(flags, tmp_path, number, kills):
+    script = tmp_path / "server.py"
+    script.write_text(SERVER.format(root=str(ROOT)))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = subprocess.run([sys.executable, script, json.dumps([[*flags, "--steps", "60", "--eval", ""], kills, number]), whole, broken],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert codes[0] == codes[-1] == 0 and set(codes) <= {0, 130, -number}, done.stderr[-2000:]
+    assert outcome(whole) == outcome(broken)
+    assert not list(broken.glob("checkpoint-*")) and (broken / "result.json").is_file()
+    if number != signal.SIGKILL:
+        assert 130 in codes and "after step" in done.stdout  # it was stopped after a checkpoint, and went on from there
+
+
+def interrupted(flags, out, at, monkeypatch):
+    """Run train.main, which gets SIGTERM while step `at` runs."""
+    real = train.Training.step
+
+    def step(self, pools, stop):
+        if len(self.curve) + 1 == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, pools, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*flags, "--out", str(out)])
+
+
+def test_a_stopped_run_saves_at_once_and_says_where_it_goes_on(flags, tmp_path, monkeypatch, capsys):
+    flags = [*flags, "--steps", "6"]
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    interrupted(flags, tmp_path / "broken", 3, monkeypatch)
+    assert checkpoints.numbers(tmp_path / "broken") == [3, 2] and not (tmp_path / "broken" / "adapter_model.safetensors").exists()
+    train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
+    assert "after step 3 of 6" in capsys.readouterr().out
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken"))
+    assert one["before"] == two["before"] and one["after"] == two["after"]
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(flags, tmp_path, monkeypatch, capsys):
+    flags = [*flags, "--steps", "6"]
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    interrupted(flags, tmp_path / "broken", 5, monkeypatch)
+    path = tmp_path / "broken" / "checkpoint-5.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
+    said = capsys.readouterr()
+    assert "the checkpoint of step 5 is skipped" in said.err and "after step 4 of 6" in said.out
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("change, name", [
+    (["--lr", "0.5"], "--lr"), (["--seed", "7"], "--seed"), (["--steps", "9"], "--steps"), (["--heads", "2"], "--heads")])
+def test_another_configuration_cannot_resume(flags, tmp_path, monkeypatch, change, name):
+    interrupted([*flags, "--steps", "6"], tmp_path / "run", 3, monkeypatch)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(BadInput, match=f"--resume: {name} was"):
+        train.main([*flags, "--steps", "6", *change, "--out", str(tmp_path / "run"), "--resume"])
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+
+
+def test_other_data_cannot_resume(flags, tmp_path, monkeypatch):
+    interrupted([*flags, "--steps", "6"], tmp_path / "run", 3, monkeypatch)
+    rows = tmp_path / "collection" / "train.jsonl"
+    rows.write_text(rows.read_text().replace("Which colour", "What colour", 1))
+    with pytest.raises(BadInput, match="--resume: the data was"):
+        train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
+
+
+def test_another_backbone_cannot_resume(flags, tmp_path, monkeypatch):
+    from conftest import save_tiny
+
+    interrupted([*flags, "--steps", "6"], tmp_path / "run", 3, monkeypatch)
+    flags[1] = save_tiny(tmp_path / "other", seed=5)
+    with pytest.raises(BadInput, match="--resume: --backbone was"):
+        train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_state(flags, tmp_path, monkeypatch):
+    """The documents of the step are named; mended, the run goes on."""
+    flags, real = [*flags, "--steps", "6"], train.Run.step
+
+    def poisoned(self, pool, own=slice(None)):
+        record = real(self, pool, own)
+        poisoned.calls += 1
+        return {**record, "loss": math.nan} if poisoned.calls == 4 else record
+
+    poisoned.calls = 0
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "step", poisoned)
+        with pytest.raises(BadInput, match=r"step 4: the loss or its gradient is not a number.*d\d+, d\d+"):
+            train.main([*flags, "--out", str(tmp_path / "broken")])
+    assert checkpoints.numbers(tmp_path / "broken")[0] == 3
+    train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+
+
+def test_a_second_run_into_the_same_folder_is_refused(flags, tmp_path, monkeypatch):
+    script = ("import sys, time; sys.path.insert(0, sys.argv[1]); from checkpoints import claim; held = claim(sys.argv[2]); held.__enter__(); "
+              "print('held', flush=True); time.sleep(600)")
+    other = subprocess.Popen([sys.executable, "-c", script, str(ROOT), str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match="another run is writing there"):
+            train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
+    finally:
+        other.kill()
+        other.wait()
+    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])  # whoever held it is dead: nothing to clean up
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_the_schedule_and_evaluation_leave_training_alone(flags, tmp_path):
+    """Measuring on more collections, and saving more often, changes no step."""
+    flags = [*flags, "--steps", "4"]
+    train.main([*flags, "--out", str(tmp_path / "one")])
+    other = write_collection(tmp_path / "another", documents=5)
+    train.main([*flags, "--out", str(tmp_path / "two"), "--save-every", "1", "--eval", f"{tmp_path / 'collection'},{other}"])
+    assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
+
+
+@pytest.mark.parametrize("launch", [TORCHRUN])
+def test_two_processes_resume_too(flags, tmp_path, launch):
+    """Stopped by SIGTERM to all, resumed under torchrun: equal to the run of two processes that nobody stopped."""
+    flags = [*flags, "--steps", "6", "--eval", ""]
+    stop = tmp_path / "stop.py"
+    stop.write_text(f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport torch, train\nfrom data import command\n"
+                    "torch.set_num_threads(1)\nreal = train.Training.step\n"
+                    "def step(self, pools, stop):\n    if len(self.curve) == 2 and os.environ['RANK'] == '1':\n"
+                    "        os.kill(os.getpid(), signal.SIGTERM)\n    return real(self, pools, stop)\n"
+                    "train.Training.step = step if sys.argv.pop(1) == 'stop' else real\ncommand(train.main)\n")
+    for how, out in (("whole", "whole"), ("stop", "broken"), ("resume", "broken")):
+        more = ["--resume"] if how == "resume" else []
+        done = subprocess.run([*launch, stop, how, *flags, *more, "--out", tmp_path / out], capture_output=True, text=True)
+        assert (done.returncode == 0) == (how != "stop"), done.stderr[-2000:]
+        if how == "stop":
+            assert checkpoints.numbers(tmp_path / "broken") == [3, 2]
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
