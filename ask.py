@@ -1,9 +1,12 @@
-"""Type a question, see the best passages: what `python evaluate.py --ask` does."""
+"""Type a question, see the best passages: what `python evaluate.py --ask` does. A trained retriever stands beside its untrained self."""
+import shutil
 import sys
+import textwrap
 
 import torch
 
 from bm25 import BM25
+from cache import Cache
 from evaluate import encode_chunks
 from search import search
 
@@ -19,17 +22,50 @@ def typed():
         yield line
 
 
-def ask(retriever, corpus, questions, k=5):
-    """Print the k best passages for each question. corpus: {document id: text}."""
+def encoded(retriever, texts, cache):
+    """(M, D); cache: a folder with embeddings, or None."""
+    reader = Cache(retriever, cache) if cache else retriever
+    return torch.cat([emb for _, emb in encode_chunks(reader, texts, "document", progress=True, share=False)])
+
+
+def best(retriever, document_emb, question, k):
+    """[(score, row)] of the k best documents."""
+    scores, indices = search(retriever.encode([question], kind="query").to(document_emb.device), document_emb, k)
+    return list(zip(scores[0].tolist(), indices[0].tolist()))
+
+
+def side_by_side(columns, width):
+    """{heading: [text]} -> lines, each column `width` wide; texts of one place stand next to each other."""
+    lines = ["  ".join(f"{heading:{width}s}" for heading in columns).rstrip()]
+    for texts in zip(*columns.values()):
+        cells = [textwrap.wrap(text, width)[:3] for text in texts]  # what a passage begins with
+        for i in range(max(map(len, cells))):
+            lines.append("  ".join(f"{cell[i] if i < len(cell) else '':{width}s}" for cell in cells).rstrip())
+    return "\n".join(lines)
+
+
+def ask(retriever, corpus, questions, cache=None, k=5):
+    """Print the k best passages for each question. corpus: {document id: text}; cache: a folder to keep embeddings in."""
     ids, texts = list(corpus), list(corpus.values())
+
+    def shown(found):
+        return [f"{place} {score:6.3f} {ids[i]}: {' '.join(texts[i].split())}" for place, (score, i) in enumerate(found, 1)]
+
     if isinstance(retriever, BM25):
         index = retriever.index(texts)
-    else:
-        document_emb = torch.cat([emb for _, emb in encode_chunks(retriever, texts, "document", progress=True, share=False)])
-    for question in questions:
-        if isinstance(retriever, BM25):
+        for question in questions:
             scores, indices = index.top([question], k)
-        else:
-            scores, indices = search(retriever.encode([question], kind="query").to(document_emb.device), document_emb, k)
-        for place, (score, i) in enumerate(zip(scores[0].tolist(), indices[0].tolist()), 1):
-            print(f"{place}  {score:7.3f}  {ids[i]}: {' '.join(texts[i].split())[:160]}")
+            print("\n".join(line[:160] for line in shown(zip(scores[0].tolist(), indices[0].tolist()))))
+        return
+    after, before = encoded(retriever, texts, cache), None
+    if retriever.adapters():
+        with retriever.adapters_off():
+            before = encoded(retriever, texts, cache)
+    for question in questions:
+        if before is None:
+            print("\n".join(line[:160] for line in shown(best(retriever, after, question, k))))
+            continue
+        with retriever.adapters_off():
+            untrained = best(retriever, before, question, k)
+        columns = {"before training": shown(untrained), "after training": shown(best(retriever, after, question, k))}
+        print(side_by_side(columns, min(80, shutil.get_terminal_size((120, 24)).columns // 2 - 2)))

@@ -41,6 +41,7 @@ BACKBONES = {
     "Qwen2-0.5B": Backbone("Qwen/Qwen2-0.5B", "494M", "Apache-2.0"),
     "Qwen2.5-0.5B": Backbone("Qwen/Qwen2.5-0.5B", "494M", "Apache-2.0"),
     "Qwen2.5-1.5B": Backbone("Qwen/Qwen2.5-1.5B", "1.54B", "Apache-2.0"),
+    "Qwen2.5-3B": Backbone("Qwen/Qwen2.5-3B", "3.09B", "Qwen Research"),
     "Qwen3-0.6B": Backbone("Qwen/Qwen3-0.6B", "596M", "Apache-2.0"),
     "Llama-3.2-1B": Backbone("meta-llama/Llama-3.2-1B", "1.24B", "Llama 3.2 Community"),
     "Llama-3.2-3B": Backbone("meta-llama/Llama-3.2-3B", "3.21B", "Llama 3.2 Community"),

@@ -35,7 +35,9 @@ def tensor_bytes(tensor):
 
 def identity(retriever, kind):
     """A digest of everything but the text that decides an embedding."""
-    weights = [x for name, tensor in retriever.llm.state_dict().items() for x in (name, str(tensor.dtype), tensor_bytes(tensor))]
+    off = tuple(f"{name}.lora_" for name, layer in retriever.adapters().items() if not layer.enabled)  # of no effect now
+    weights = [x for name, tensor in retriever.llm.state_dict().items() if not name.startswith(off)
+               for x in (name, str(tensor.dtype), tensor_bytes(tensor))]
     tokenizer = retriever.tokenizer
     if backend := getattr(tokenizer, "backend_tokenizer", None):
         reads = json.loads(backend.to_str())
@@ -45,7 +47,7 @@ def identity(retriever, kind):
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
     settings = {"kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
                 "normalize": retriever.normalize, "config": config, "tokenizer": reads, "eos": tokenizer.eos_token_id,
-                "adapters": [(name, layer.scaling, layer.enabled) for name, layer in retriever.adapters().items()]}
+                "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
     return digest(json.dumps(settings, sort_keys=True, default=str), *weights)
 
 

@@ -1,4 +1,4 @@
-"""What a training run can be told: one dataclass, one flag of train.py for each of its fields.
+"""What a training run can be told: one dataclass, one flag of train.py for each of its fields; and what two of them are at a step.
 
 Left out: what is a constant beside the code that it belongs to (train.py).
 """
@@ -8,8 +8,10 @@ import math
 from dataclasses import dataclass
 
 from data import BadInput
-from model import PROMPTS, SUFFIX
 from objectives import OBJECTIVES
+
+
+WARMUP = 0.1  # the share of the steps in which the learning rate rises  # ASSUMPTION: the paper leaves the schedule open
 
 
 def option(default, help, **more):
@@ -37,7 +39,7 @@ class Config:
     questions: int = option(16, "B, questions of a step")
     neighbours: int = option(2, "documents of a pool that stand together")
     order: str = option("file", "what stands together: the corpus file's order, or a chain of BM25 neighbours", choices=("file", "bm25"))
-    prompt: str = option(PROMPTS["document"] + "{text}" + SUFFIX, "what the retriever reads of a text; {text} is the text")
+    prompt: str = option("", "what the retriever reads of a text, which is {text} in it; empty: PromptEOL's, or the backbone's own files'")
     document_tokens: int = option(128, "documents are cut here in training")
     steps: int = option(12, "optimiser steps")
     accumulate: int = option(1, "pools of a step, one after the other; under torchrun, of each process")
@@ -72,3 +74,17 @@ def parse(argv=None):
     if not 0 <= config.final_temperature < math.inf:
         raise BadInput("--final-temperature must be 0 or more")
     return config
+
+
+def learning_rate(config, step):
+    """Linear warm-up over the first WARMUP of the steps, then half a cosine to zero; step counts from 0."""
+    warm = WARMUP * config.steps
+    if step < warm:
+        return config.lr * (step + 1) / (warm + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (config.steps - warm)))
+
+
+def temperature(config, step):
+    """tau of a step: from --temperature to --final-temperature in equal ratios."""
+    ratio = (config.final_temperature or config.temperature) / config.temperature
+    return config.temperature * ratio ** (step / max(1, config.steps - 1))

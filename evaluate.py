@@ -256,7 +256,8 @@ def main(argv=None):
     if corpus:
         from ask import ask, typed
 
-        return ask(retriever, corpus, [args.ask] if args.ask else typed())
+        own = Path(args.model) / "embeddings"  # what train.py has left there
+        return ask(retriever, corpus, [args.ask] if args.ask else typed(), args.cache or (own if own.is_dir() else None))
     if args.cache and args.model != "bm25":
         retriever = Cache(retriever, args.cache)
     results, runs = {}, {}

@@ -12,12 +12,10 @@ it is opened once more and compared with RUN. Left out: uploading it.
 """
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import tokenizers
 import torch
-from tokenizers.processors import Sequence, TemplateProcessing
 
 from adapters import write_adapter
 from backbones import BACKBONES, is_hub_id
@@ -70,19 +68,36 @@ def write_weights(folder, retriever, dtype):
 # ------------------------------------------------------------------------------------------------- the tokenizer
 
 
+def append(processor, suffix):
+    """A post-processor of tokenizer.json (or None), and a token of templates -> one that adds the token at the end as well.
+
+    One template cannot follow another, because it would read the first one's pieces: what is there is extended.
+    """
+    own = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+           "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {}}
+    if processor is None:
+        processor = own
+    if processor["type"] == "TemplateProcessing":
+        last = [{"SpecialToken": {"id": suffix["id"], "type_id": 0}}]
+        return {**processor, "single": processor["single"] + last, "pair": processor["pair"] + last,
+                "special_tokens": {**processor["special_tokens"], suffix["id"]: suffix}}
+    parts = processor["processors"] if processor["type"] == "Sequence" else [processor]
+    if not parts or parts[-1]["type"] != "TemplateProcessing":
+        parts = [*parts, own]
+    return {"type": "Sequence", "processors": [*parts[:-1], append(parts[-1], suffix)]}
+
+
 def with_suffix(backend, ids):
     """A tokenizers.Tokenizer -> a copy that puts the tokens `ids` behind every text, after whatever it put there before.
 
     They count as added tokens: a text that is too long is cut before them.
     """
-    made = tokenizers.Tokenizer.from_str(backend.to_str())
-    made.no_truncation()
-    made.no_padding()
+    content = json.loads(backend.to_str())
+    content["truncation"] = content["padding"] = None
     if ids:
-        suffix = {"id": "suffix", "ids": ids, "tokens": [made.id_to_token(i) for i in ids]}
-        template = TemplateProcessing(single="$A suffix", pair="$A suffix $B:1 suffix:1", special_tokens=[suffix])
-        made.post_processor = Sequence([made.post_processor, template]) if made.post_processor else template
-    return made
+        suffix = {"id": "suffix", "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]}
+        content["post_processor"] = append(content["post_processor"], suffix)
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def write_tokenizer(folder, retriever):

@@ -53,20 +53,22 @@ def own_share(gradient):
     return gradient.chunk(size)[place]
 
 
-def average(gradients, values, pools):
+def average(parameters, values, pools):
     """In place: gradients become the mean over all pools of a step, `values` (already means over the own) over processes.
 
-    gradients: tensors that hold the sum over this process's `pools` pools; values: one tensor. Every process gets the
-    same bits.
+    parameters: their gradients hold the sum over this process's `pools` pools; values: one tensor. Every process gets the
+    same bits. A parameter that no embedding depends on, as in BERT's pooler, has a gradient of zero.
     """
     size = processes()[1]
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     if size > 1:
-        flat = torch.cat([g.flatten() for g in gradients])
+        flat = torch.cat([p.grad.flatten() for p in parameters])
         dist.all_reduce(flat)
-        for own, shared in zip(gradients, flat.split([g.numel() for g in gradients])):
-            own.copy_(shared.view_as(own))
+        for p, shared in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad.copy_(shared.view_as(p))
         values = values.to(flat.device)
         dist.all_reduce(values)
-    for own in gradients:
-        own.div_(size * pools)
+    for p in parameters:
+        p.grad.div_(size * pools)
     return (values / size).cpu()

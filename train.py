@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -27,8 +28,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from bm25 import BM25, chain
+from cache import Cache
 from checkpoints import Stop, check_writable, claim, clear, identity, newest_checkpoint, write_checkpoint
-from config import Config, parse
+from config import Config, learning_rate, parse, temperature
 from data import BadInput, Pool, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
 from evaluate import evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads
@@ -41,8 +43,8 @@ from watch import symptom
 
 # ASSUMPTION: what the paper leaves open is decided here, and by the defaults of Config.
 ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
-WARMUP = 0.1  # the share of the steps in which the learning rate rises
 CLIP = 1.0  # the largest gradient norm of a step
+SMALL = 10_000  # documents
 HEAD_EXAMPLES = 32  # at least so many examples are used to score the heads
 
 
@@ -57,23 +59,27 @@ class Run:
         self.corpus, self.examples = load_corpus(config.data), load_examples(config.data)
         judged = config.data if find_qrels(config.data, "test").is_file() else ""
         self.collections = load_collections(config.eval or judged)
-        tokenizer, backbone = load_backbone(config.backbone, config.device, config.dtype)
-        self.retriever = Retriever(config.backbone, tokenizer, backbone)
-        self.retriever.set_prompt(config.prompt)
+        self.retriever = Retriever.load(config.backbone, config.device, config.dtype)
+        if self.retriever.adapters():
+            raise BadInput(f"--backbone {config.backbone}: a trained retriever; python export.py makes a backbone of it")
+        if config.prompt:
+            self.retriever.set_prompt(config.prompt)
         self.retriever.add_lora(config.lora_rank, ALPHA * config.lora_rank, config.seed, set(filter(None, config.lora_targets.split(","))) or None)
         if not self.retriever.adapters():
             raise BadInput(f"--lora-targets {config.lora_targets}: the backbone has no linear layers of these names")
-        llm_tokenizer, self.own_llm = tokenizer, None
+        llm_tokenizer, self.own_llm = self.retriever.tokenizer, None
         if config.llm and config.llm != config.backbone:
             llm_tokenizer, self.own_llm = load_backbone(config.llm, config.device, config.dtype)
-        for llm in {id(x): x for x in (backbone, self.own_llm or backbone)}.values():
+        elif config.objective != "infonce" and self.retriever.llm.get_output_embeddings() is None:
+            raise BadInput(f"--backbone {config.backbone}: predicts no next token, so that it cannot judge itself; name a causal LM with --llm")
+        for llm in filter(None, (self.retriever.llm, self.own_llm)):
             if config.checkpoint:
                 checkpoint_layers(llm)
             if config.compile:
                 compile_layers(llm)
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
         self.order = list(self.corpus) if config.order == "file" else chain(self.corpus)  # of documents, for make_pools
-        self.heads, self.rows, self.temperature = None, {}, config.temperature
+        self.heads, self.rows, self.temperature, self.embeddings = None, {}, config.temperature, set()
         self.check()
 
     def judge(self):
@@ -172,20 +178,6 @@ class Run:
                 yield own, slice(None)
 
 
-def learning_rate(config, step):
-    """Linear warm-up over the first WARMUP of the steps, then half a cosine to zero; step counts from 0."""
-    warm = WARMUP * config.steps
-    if step < warm:
-        return config.lr * (step + 1) / (warm + 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (config.steps - warm)))
-
-
-def temperature(config, step):
-    """tau of a step: from --temperature to --final-temperature in equal ratios."""
-    ratio = (config.final_temperature or config.temperature) / config.temperature
-    return config.temperature * ratio ** (step / max(1, config.steps - 1))
-
-
 class Training:
     """A run's optimiser and how far it is: what a checkpoint holds beside the adapters."""
 
@@ -217,7 +209,7 @@ class Training:
         self.run.temperature = temperature(config, number)
         records = [self.run.step(*pool) for pool in pools]
         values = torch.tensor([[*record.values(), stop.asked] for record in records], dtype=torch.float64).mean(0)
-        *values, stop.agreed = average([p.grad for p in self.parameters], values, config.accumulate).tolist()
+        *values, stop.agreed = average(self.parameters, values, config.accumulate).tolist()
         record = dict(zip(records[0], values))
         record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP).item()
         if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
@@ -271,6 +263,14 @@ def main(argv=None):
         carry_out(run, out, first, clock, argv)
 
 
+def measured(run, out):
+    """{collection: metrics}; the embeddings of a small corpus are kept in the run's folder, where evaluate.py --ask finds them."""
+    kept = Cache(run.retriever, out / "embeddings")
+    found = {name: evaluate(kept if len(c.corpus) <= SMALL else run.retriever, c, progress=True) for name, c in run.collections.items()}
+    run.embeddings |= set(kept.kinds.values())
+    return found
+
+
 def carry_out(run, out, first, clock, argv):
     """Everything between loading and the table: measure, choose heads or resume, train, save, measure again."""
     config, training, own = run.config, Training(run), identity(run)
@@ -282,12 +282,12 @@ def carry_out(run, out, first, clock, argv):
         print(f"resuming {out} after step {len(training.curve)} of {config.steps}", flush=True)
     if not about:
         with run.retriever.adapters_off():  # they change nothing yet
-            before = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
+            before = measured(run, out)
         clock.lap("evaluate before")
         scores = run.choose_heads().tolist() if config.objective == "dream" else None
         clock.lap("choose heads")
-        if first:
-            clear(out, "adapter_*", "retriever.json", "heads.json", "result.json", "checkpoint-*")  # a folder never mixes two runs
+        if first:  # a folder never mixes two runs
+            clear(out, "adapter_*", "retriever.json", "heads.json", "result.json", "checkpoint-*")
     if first and scores:
         write_json(out / "heads.json", {"heads": run.heads, "scores": scores})
 
@@ -302,7 +302,7 @@ def carry_out(run, out, first, clock, argv):
     clock.lap("train")
     if first:
         run.retriever.save(out)
-    after = {name: evaluate(run.retriever, c, progress=True) for name, c in run.collections.items()}
+    after = measured(run, out)
     clock.lap("evaluate after")
     if first:
         report(run, training, out, before, after, clock, argv)
@@ -316,6 +316,8 @@ def report(run, training, out, before, after, clock, argv):
         "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": clock.seconds,
         **about_run("train.py", argv), "processes": processes()[1], "curve": training.curve})
     clear(out, "checkpoint-*")  # the run is whole
+    for left in set((out / "embeddings").glob("*")) - run.embeddings:  # of an earlier run
+        shutil.rmtree(left)
     rows = {f"{name} {label}": values[name] for name in run.collections
             for label, values in (("BM25", bm25), ("before", before), ("after", after))}
     if rows:

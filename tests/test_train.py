@@ -1,5 +1,6 @@
 """The loop: what it may change, what it writes, and that it learns."""
 import ast
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,10 +8,11 @@ import re
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 import evaluate
 import train
-from conftest import ROOT, save_tiny
+from conftest import ROOT, save_tiny, tiny_tokenizer
 from data import BadInput, Pool, load_collection
 from inject import target_nll
 from layers import checkpoint_layers, compile_layers
@@ -141,7 +143,7 @@ def test_main_writes_what_the_design_says_and_evaluate_reads_it(tiny_folder, col
     train.main(flags)
     printed = capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "retriever.json",
-                                               "heads.json", "metrics.jsonl", "result.json"}
+                                               "heads.json", "metrics.jsonl", "result.json", "embeddings"}
     result = json.loads((out / "result.json").read_text())
     assert {"before", "after", "config", "seconds", "versions", "hardware", "command", "commit"} <= set(result)
     assert result["config"]["steps"] == 3 and len(json.loads((out / "heads.json").read_text())["heads"]) == 3
@@ -156,6 +158,60 @@ def test_main_writes_what_the_design_says_and_evaluate_reads_it(tiny_folder, col
     assert (out / "adapter_model.safetensors").read_bytes() == (tmp_path / "again" / "adapter_model.safetensors").read_bytes()
     evaluate.main(["--model", str(out), "--data", str(collection_folder)])
     assert f"{expected['ndcg@10']:.3f}" in capsys.readouterr().out
+
+
+def test_a_question_shows_before_and_after_side_by_side_from_what_the_run_kept(tiny_folder, collection_folder, tmp_path, capsys, monkeypatch):
+    out = str(tmp_path / "run")
+    train.main(["--backbone", tiny_folder, "--data", str(collection_folder), "--pool", "4", "--questions", "4", "--heads", "3",
+                "--steps", "3", "--lr", ".05", "--device", "cpu", "--out", out])
+    train.main(["--backbone", tiny_folder, "--data", str(collection_folder), "--pool", "4", "--questions", "4", "--heads", "3",
+                "--steps", "2", "--lr", ".05", "--device", "cpu", "--out", out])
+    assert len(list((tmp_path / "run" / "embeddings").iterdir())) == 4  # queries and documents, before and after; of the last run
+    capsys.readouterr()
+    retriever, corpus = Retriever.load(out, device="cpu"), list(load_collection(collection_folder).corpus.values())
+    best = {}
+    for name, state in (("after", contextlib.nullcontext()), ("before", retriever.adapters_off())):
+        with state:
+            scores = retriever.encode(["What is 3?"], "query") @ retriever.encode(corpus, "document").T
+        best[name] = scores[0].topk(5)
+    real = Retriever.encode
+
+    def encode(self, texts, kind="query", **more):
+        assert kind == "query", "documents are read from the run's folder"
+        return real(self, texts, kind, **more)
+
+    monkeypatch.setattr(Retriever, "encode", encode)
+    evaluate.main(["--model", out, "--data", str(collection_folder), "--device", "cpu", "--ask", "What is 3?"])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split() == ["before", "training", "after", "training"]
+    for place in range(5):
+        line = next(line for line in printed.splitlines() if line.startswith(f"{place + 1} "))
+        for name in best:
+            assert f"{best[name].values[place]:.3f} d{best[name].indices[place]}:" in line
+
+
+def test_an_encoder_can_be_trained_if_another_model_judges(tiny_folder, collection_folder, tmp_path):
+    config = BertConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=257, max_position_embeddings=600)
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer().save_pretrained(tmp_path / "bert")
+    with pytest.raises(BadInput, match="predicts no next token.*--llm"):
+        tiny_run(str(tmp_path / "bert"), collection_folder)
+    run = tiny_run(str(tmp_path / "bert"), collection_folder, "--llm", tiny_folder)
+    assert run.retriever.pooling == "mean" and run.retriever.suffix == ""
+    run.choose_heads()
+    before = run.retriever.encode(["a text"], "query")
+    records = train.train(run).curve
+    assert len(records) == 3 and not torch.equal(before, run.retriever.encode(["a text"], "query"))
+    run.retriever.save(tmp_path / "saved")
+    again = Retriever.load(tmp_path / "saved", device="cpu")
+    torch.testing.assert_close(run.retriever.encode(["a text"], "query"), again.encode(["a text"], "query"), atol=1e-5, rtol=0)
+
+
+def test_a_trained_retriever_is_no_backbone(tiny_folder, collection_folder, tmp_path):
+    tiny_run(tiny_folder, collection_folder).retriever.save(tmp_path / "saved")
+    with pytest.raises(BadInput, match="a trained retriever"):
+        tiny_run(str(tmp_path / "saved"), collection_folder)
 
 
 def test_another_model_can_judge(tiny_folder, collection_folder, tmp_path):
