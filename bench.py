@@ -29,7 +29,6 @@ from measure import (SETTING, alone, forget, in_turns, medians, part_by_part, pe
 from model import Retriever
 from record import about_run
 from scale import bench_growth, bench_plan
-from train import ALPHA
 
 
 def step_memory(backbone, data, objective, setting=()):

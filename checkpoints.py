@@ -90,7 +90,7 @@ def newest_checkpoint(folder, expected):
 def identity(run):
     """{name: value} of what a run depends on, and what a checkpoint must have been made with to be resumed."""
     config = {f"--{name.replace('_', '-')}": value for name, value in vars(run.config).items()
-              if name not in ("out", "eval", "resume", "save_every")}
+              if name not in ("out", "eval", "resume", "save_every", "plot")}
     texts = [x for item in run.corpus.items() for x in item] + [x for e in run.examples for x in vars(e).values()]
     weights = [x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
                if "lora_" not in name for x in (name, tensor_bytes(tensor))]

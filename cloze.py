@@ -18,7 +18,6 @@ Left out: scripts without spaces between words (Chinese, Japanese, Thai), which 
 copies of a sentence, which are not found as copies.
 """
 import math
-import random
 import re
 from collections import Counter
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from data import BadInput
 from objectives import OBJECTIVES
+from pictures import library
 
 
 WARMUP = 0.1  # the share of the steps in which the learning rate rises  # ASSUMPTION: the paper leaves the schedule open
@@ -52,6 +53,7 @@ class Config:
     gather: bool = option(False, "under torchrun: every process's documents are candidates for all questions of a step")
     save_every: int = option(50, "steps between two checkpoints; 0: only when the run is interrupted")
     resume: bool = option(False, "go on from the newest whole checkpoint in --out")
+    plot: bool = option(False, "draw the run's pictures into its folder (pip install matplotlib)")
     seed: int = option(0, "of pools, initialisation and random heads, each drawn on its own")
     device: str = option("auto", "cpu, cuda or auto")
     dtype: str = option("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16"))
@@ -73,6 +75,8 @@ def parse(argv=None):
         raise BadInput("--pool must be at least 2, --embed-chunk and --save-every 0 or more")
     if not 0 <= config.final_temperature < math.inf:
         raise BadInput("--final-temperature must be 0 or more")
+    if config.plot:
+        library()  # or BadInput, before the work is done
     return config
 
 

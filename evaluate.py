@@ -220,13 +220,18 @@ def parse(argv=None):
     parser.add_argument("--cache", help="a folder to keep embeddings in: encoded once, resumable")
     parser.add_argument("--prompt", help="how an untrained backbone reads a text, such as 'query: {text}' (default: PromptEOL's)")
     parser.add_argument("--max-tokens", type=int, help="cut texts here (default: what the model's own files say)")
+    parser.add_argument("--plot", metavar="FILE", help="draw nDCG@10 here, beside BM25's (.png, .svg or .pdf; pip install matplotlib)")
     parser.add_argument("--drop-self", action="store_true", help="leave out the document that has the query's own id")
     parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION", help="no measuring: show the best passages for a "
                         "question; without one, type them in")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     args = parser.parse_args(argv)
-    for path in filter(None, (args.out, args.run)):
+    if args.plot:
+        from pictures import check_picture
+
+        check_picture(args.plot)
+    for path in filter(None, (args.out, args.run, args.plot)):
         parent = Path(path).absolute().parent
         if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
             raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
@@ -268,6 +273,11 @@ def main(argv=None):
                          "absent judgments": collection.absent, "queries that are documents": own}
     if processes()[0] == 0:
         report(args, argv, retriever, results, runs)
+        if args.plot:
+            from plot import plot_metrics
+
+            plot_metrics({"BM25": {name: evaluate(BM25(), c, drop_self=args.drop_self) for name, c in collections.items()},
+                          Path(args.model).name: results}, args.plot)
 
 
 def report(args, argv, retriever, results, runs):

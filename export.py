@@ -142,7 +142,9 @@ def front_matter(retriever, adapter_only):
     """The card's head, as the hub reads it (YAML)."""
     base, lines = retriever.hub_name(), ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     if retriever.name in BACKBONES:
-        lines.append(f"license: {HUB_LICENCES[BACKBONES[retriever.name].licence]}")
+        licence = BACKBONES[retriever.name].licence
+        lines += [f"license: {HUB_LICENCES[licence]}"] if licence in HUB_LICENCES else [
+            "license: other", f"license_name: {licence.lower().replace(' ', '-')}", f"license_link: https://huggingface.co/{base}"]
     if is_hub_id(base):
         lines += [f"base_model: {base}", f"base_model_relation: {'adapter' if adapter_only else 'finetune'}"]
     tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "retrieval", "dream", *(["peft", "lora"] if adapter_only else [])]

@@ -37,6 +37,7 @@ from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone
 from objectives import OBJECTIVES
+from plot import plot_run
 from processes import average, everyone, own_share, processes, start_processes
 from record import Clock, about_run
 from watch import symptom
@@ -46,9 +47,6 @@ ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
 CLIP = 1.0  # the largest gradient norm of a step
 SMALL = 10_000  # documents
 HEAD_EXAMPLES = 32  # at least so many examples are used to score the heads
-
-
-# ------------------------------------------------------------------------------------------------------------ a run
 
 
 class Run:
@@ -322,8 +320,9 @@ def report(run, training, out, before, after, clock, argv):
             for label, values in (("BM25", bm25), ("before", before), ("after", after))}
     if rows:
         print(table(rows))
-    python = os.path.relpath(sys.executable)
-    print(f"saved in {out}" + (f"; try: {python} evaluate.py --model {out} --data {config.data}" if rows else ""))
+    if config.plot:
+        print(*plot_run(out, run.retriever), sep="\n")
+    print(f"saved in {out}" + (f"; try: {os.path.relpath(sys.executable)} evaluate.py --model {out} --data {config.data}" if rows else ""))
 
 
 if __name__ == "__main__":

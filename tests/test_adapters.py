@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_llm, tiny_tokenizer
+from conftest import save_tiny, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 

@@ -12,6 +12,7 @@ from tokenizers.processors import ByteLevel, RobertaProcessing, Sequence, Templa
 from transformers import AutoConfig, AutoTokenizer
 
 import export
+from backbones import Backbone
 from data import BadInput, load_collection
 from evaluate import evaluate
 from export import main, older_names, with_suffix
@@ -204,7 +205,12 @@ def test_the_card_of_a_known_base_has_its_licence(name, licence):
     for form, relation in ((False, "finetune"), (True, "adapter")):
         head = yaml.safe_load(export.front_matter(made, form).strip("-"))
         assert (head["license"], head["base_model"], head["base_model_relation"]) == (licence, made.hub_name(), relation)
-    assert {backbone.licence for backbone in export.BACKBONES.values()} == set(export.HUB_LICENCES)
+
+
+def test_a_licence_without_a_name_on_the_hub_is_linked(monkeypatch):
+    monkeypatch.setitem(export.BACKBONES, "Own-1B", Backbone("owner/own", "1B", "Own Research"))
+    head = yaml.safe_load(export.front_matter(Retriever("Own-1B", tiny_tokenizer(), tiny_llm()), False).strip("-"))
+    assert (head["license"], head["license_name"], head["license_link"]) == ("other", "own-research", "https://huggingface.co/owner/own")
 
 
 def test_half_precision_is_smaller_and_close(run, tmp_path):

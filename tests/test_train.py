@@ -253,7 +253,7 @@ def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(["--temprature", "0.02"])
     assert stop.value.code == 2 and "--temprature" in capsys.readouterr().err
-    assert len(dataclasses.fields(Config)) <= 33
+    assert len(dataclasses.fields(Config)) <= 34
     with pytest.raises(BadInput, match="--temperature must be a positive number"):
         parse(["--temperature", "nan"])
 
