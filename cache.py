@@ -54,8 +54,9 @@ def identity(retriever, kind):
 class Cache:
     """Wraps a Retriever: the same `encode`, but chunks of texts that were encoded before are read from disk."""
 
-    def __init__(self, retriever, folder):
+    def __init__(self, retriever, folder, tell=True):
         self.retriever, self.folder, self.kinds = retriever, Path(folder), {}
+        self.tell = tell  # whether the folder has embeddings of others, too
         self.asked = self.found = 0  # texts, and those whose embeddings were there
         self.device, self.max_tokens = retriever.device, retriever.max_tokens
 
@@ -70,7 +71,7 @@ class Cache:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 others = [p for p in self.folder.iterdir() if p.is_dir() and p not in self.kinds.values()]
-                if others and not folder.is_dir():
+                if self.tell and others and not folder.is_dir():
                     print(f"{self.folder}: has embeddings of other models or settings, which are left alone; "
                           f"{kind} embeddings of {self.retriever.name} are made anew", file=sys.stderr)
                 folder.mkdir(exist_ok=True)  # another process may be first

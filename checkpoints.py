@@ -3,7 +3,7 @@
 A checkpoint of step n is two files in the run's folder:
 
     checkpoint-n.safetensors     adapters, the optimiser's moments: tensors alone
-    checkpoint-n.json            everything else, and the SHA-256 of the tensors; written last, so that with it all is there
+    checkpoint-n.json            everything else, and a digest of the tensors; written last, so that with it all is there
 
 Both are flushed to the disk before they get their names. The last two are kept: should the newest turn out to be damaged,
 the one before it serves. Pools, head scores and the learning rate depend on seed and step alone, so that no other state
@@ -26,6 +26,7 @@ from data import BadInput, replacing
 from processes import processes
 
 KEPT = 2
+NO_MATTER = ("out", "resume", "save_every", "plot")  # flags that change no result
 
 
 def write_bytes(path, content):
@@ -90,7 +91,7 @@ def newest_checkpoint(folder, expected):
 def identity(run):
     """{name: value} of what a run depends on, and what a checkpoint must have been made with to be resumed."""
     config = {f"--{name.replace('_', '-')}": value for name, value in vars(run.config).items()
-              if name not in ("out", "eval", "resume", "save_every", "plot")}
+              if name not in NO_MATTER}
     texts = [x for item in run.corpus.items() for x in item] + [x for e in run.examples for x in vars(e).values()]
     weights = [x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
                if "lora_" not in name for x in (name, tensor_bytes(tensor))]
@@ -99,12 +100,28 @@ def identity(run):
             "torch": torch.__version__, "transformers": transformers.__version__, "the code": digest(*code)}
 
 
-def check_writable(folder):
-    """Raise BadInput where a run's folder could not be made or written to; makes nothing."""
-    path = Path(folder).absolute()
+def finished(folder, config):
+    """Is the run of this configuration whole? Raises BadInput, naming the first difference, if another one's is there."""
+    path = Path(folder) / "result.json"
+    if not path.is_file():
+        return False
+    there = json.loads(path.read_text())["config"]
+    for name, value in vars(config).items():
+        if name not in NO_MATTER and there.get(name) != value:
+            raise BadInput(f"--resume: --{name.replace('_', '-')} was {there.get(name)!r} and is now {value!r}; the finished run in {folder} is another one")
+    return True
+
+
+def check_folder(config):
+    """Raise BadInput where a run's folder could not be written to, or a run would be lost: one that was interrupted, and is
+    not resumed. Makes nothing."""
+    path = Path(config.out).absolute()
     there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f"--out {folder}: {there} is not a folder that can be written to")
+        raise BadInput(f"--out {config.out}: {there} is not a folder that can be written to")
+    if numbers(path) and not config.resume:
+        raise BadInput(f"--out {config.out}: a run was interrupted there after step {numbers(path)[0]}; go on with --resume, "
+                       "choose another --out, or remove its checkpoint files")
 
 
 @contextmanager
@@ -124,6 +141,8 @@ def claim(folder):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInput(f"--out {folder}: another run is writing there") from None
+        except OSError as error:  # some network file systems cannot
+            print(f"--out {folder}: cannot be locked ({error.strerror}); see that no other run writes there", file=sys.stderr)
         yield folder
     finally:
         os.close(lock)

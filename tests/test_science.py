@@ -37,7 +37,7 @@ def test_rows_of_a_table_differ_in_what_they_are_named_for():
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*-[0-9].json")), ids=lambda path: path.stem)
 def test_a_result_is_of_the_command_that_its_name_stands_for(path):
     _, words = science.experiments()[path.stem]
-    assert json.loads(path.read_text())["command"] == f"python {shlex.join(shlex.split(words))} --out runs/{path.stem}"
+    assert json.loads(path.read_text())["command"].replace(" --resume", "") == f"python {shlex.join(shlex.split(words))} --out runs/{path.stem}"
 
 
 def test_what_is_there_is_not_run_again_and_an_unknown_name_is_refused(tmp_path, monkeypatch, capsys):
@@ -58,6 +58,11 @@ def test_what_is_there_is_not_run_again_and_an_unknown_name_is_refused(tmp_path,
     assert [words.partition(" --out")[2] for words in called] == [f" runs/infonce-{seed}" for seed in science.SEEDS]
     science.main(["infonce", "bm25-classroom"])
     assert len(called) == 4 and (tmp_path / "results" / "infonce-2.json").is_file()
+    (tmp_path / "runs" / "infonce-0" / "checkpoint-4.json").write_text("{}")  # interrupted: it goes on
+    (tmp_path / "results" / "infonce-0.json").unlink()
+    monkeypatch.setattr(science, "call", lambda words: called.append(words))
+    science.main(["infonce-0"])
+    assert called.pop().endswith("--out runs/infonce-0 --resume")
     with pytest.raises(BadInput, match="no experiment 'infonc'"):
         science.main(["infonc"])
     science.main([])
@@ -78,5 +83,6 @@ def test_a_long_run_makes_its_data_first(tmp_path, monkeypatch):
             (out / "result.json").write_text("{}")
 
     monkeypatch.setattr(science, "call", call)
+    (tmp_path / "results" / "qa-dream-0.json").write_text("{}")  # known, but its model is not here
     science.main(["qa-dream-0-beir"])
     assert [words.split()[0] for words in called] == ["data.py", "train.py", "evaluate.py"]

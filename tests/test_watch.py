@@ -4,11 +4,12 @@ import pytest
 import train
 from watch import PATIENCE, symptom
 
-HEALTHY = {"spread": 0.4, "largest_weight": 0.7}
+HEALTHY = {"spread": 0.4, "largest_weight": 0.7, "source_weight": 0.6}
 
 
 @pytest.mark.parametrize("record, says", [
-    ({"spread": 0.019, "largest_weight": 0.7}, "nearly one vector"), ({"spread": 0.4, "largest_weight": 0.9995}, "all its weight to one"),
+    ({"spread": 0.019, "largest_weight": 0.7}, "nearly one vector"), ({"spread": 0.4, "largest_weight": 0.9995, "source_weight": 0.5}, "all its weight to one"),
+    ({"spread": 0.4, "largest_weight": 0.9995, "source_weight": 0.9995}, None),  # sure, and right
     ({"spread": 0.4, "largest_weight": 0.0635}, "alike"), (HEALTHY, None), ({"spread": 0.4, "largest_weight": 0.07}, None)])
 def test_a_sign_must_last(record, says):
     assert symptom([record] * (PATIENCE - 1), 16) is None

@@ -1,0 +1,44 @@
+"""What a training run measures before and after, and what it leaves at its end: result.json, the table, pictures."""
+import dataclasses
+import os
+import shutil
+import sys
+
+from bm25 import BM25
+from cache import Cache
+from checkpoints import clear
+from data import write_json
+from evaluate import evaluate, table
+from plot import plot_run
+from processes import processes
+from record import about_run
+
+SMALL = 10_000  # documents
+
+
+def measured(run, out):
+    """{collection: metrics}; the embeddings of a small corpus are kept in the run's folder, where evaluate.py --ask finds them."""
+    kept = Cache(run.retriever, out / "embeddings", tell=False)
+    found = {name: evaluate(kept if len(c.corpus) <= SMALL else run.retriever, c, progress=True) for name, c in run.collections.items()}
+    run.embeddings |= set(kept.kinds.values())
+    return found
+
+
+def report(run, training, out, before, after, clock, argv):
+    """Write result.json, and print the table."""
+    config, bm25 = run.config, {name: evaluate(BM25(), c) for name, c in run.collections.items()}
+    clock.lap("evaluate bm25")
+    write_json(out / "result.json", {
+        "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": clock.seconds,
+        **about_run("train.py", argv), "processes": processes()[1], "curve": training.curve})
+    for left in set((out / "embeddings").glob("*/about.json")) if not config.resume else ():
+        if left.parent not in run.embeddings:  # of an earlier run
+            shutil.rmtree(left.parent)
+    rows = {f"{name} {label}": values[name] for name in run.collections
+            for label, values in (("BM25", bm25), ("before", before), ("after", after))}
+    if rows:
+        print(table(rows))
+    if config.plot:
+        print(*plot_run(out, run.retriever), sep="\n")
+    clear(out, "checkpoint-*")  # all is there
+    print(f"saved in {out}" + (f"; try: {os.path.relpath(sys.executable)} evaluate.py --model {out} --data {config.data}" if rows else ""))
