@@ -277,7 +277,7 @@ def main(argv=None):
             from plot import plot_metrics
 
             plot_metrics({"BM25": {name: evaluate(BM25(), c, drop_self=args.drop_self) for name, c in collections.items()},
-                          Path(args.model).name: results}, args.plot)
+                          "BM25" if args.model == "bm25" else Path(args.model).resolve().name: results}, args.plot)
 
 
 def report(args, argv, retriever, results, runs):

@@ -68,11 +68,11 @@ def save(figure, path):
         figure.savefig(file, format=Path(path).suffix[1:].lower(), facecolor="white")
 
 
-def plot_mean(ax, results, field, **look):
-    """A run is a line; several are thin lines and their mean, over the steps that all of them made."""
+def plot_mean(ax, results, field, faint, **look):
+    """A run is a line; several are thin lines, of opacity `faint`, and their mean over the steps that all of them made."""
     lines = [[record[field] for record in result["curve"]] for result in results]
     for line in lines if len(lines) > 1 else []:
-        ax.plot(range(1, len(line) + 1), line, color=look["color"], linewidth=0.8, alpha=0.4)
+        ax.plot(range(1, len(line) + 1), line, color=look["color"], linewidth=0.8, alpha=faint, zorder=1.5)
     mean = [statistics.fmean(values) for values in zip(*lines)]
     ax.plot(range(1, len(mean) + 1), mean, linewidth=2, **look)
 
@@ -90,10 +90,10 @@ def curves(groups):
     chances = set()
     for place, (name, results) in enumerate(groups.items()):
         look = {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
-                "label": name + (f" (mean of {len(results)} seeds)" if len(results) > 1 else "")}
+                "label": name + (f" ({len(results)} seeds)" if len(results) > 1 else "")}
         config = results[0]["config"]
         for field, ax in (("source_weight", axes[0]), ("accuracy", axes[1]), ("loss", axes[2 + objectives.index(config["objective"])])):
-            plot_mean(ax, results, field, **look)
+            plot_mean(ax, results, field, 0.4 if field == "loss" or len(groups) < 4 else 0.2, **look)
         chances.add(config["pool"] * (results[0].get("processes", 1) if config.get("gather") else 1))
     for ax in axes[:2]:
         ax.set_ylim(0, 1.02)
@@ -104,7 +104,9 @@ def curves(groups):
         ax.set_xlabel("step")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    several = any(len(results) > 1 for results in groups.values())
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3,
+                  title="thick: mean of the seeds; thin: each seed" if several else None)
     return figure
 
 

@@ -3,7 +3,7 @@
     python plot.py run runs/dream                                            # all four, into the run's own folder
     python plot.py curves results/dream-*.json --out curves.png              # a result.json each, or the folder that has it
     python plot.py heads runs/dream --out heads.png
-    python plot.py weights runs/dream --data classroom --question Greenland --out weights.png
+    python plot.py weights runs/dream --data classroom --question jewellers --out weights.png
     python plot.py bars results/dream-*.json scifact.json --out bars.png     # also what evaluate.py --out wrote
 
 How they are drawn, with matplotlib: pictures.py. Files that differ in their seed alone are one name: runs/dream-0 and

@@ -60,7 +60,7 @@ CHECKS = {"Qwen2-0.5B": 24, "Llama-3.2-1B": 16, "Llama-3.2-3B": 8, "Qwen2.5-7B":
 def check_plan(name, layers, batch):
     """A step of random weights of a shape, and what cost.py says of it, both counted on this machine."""
     shape, batch = replace(SHAPES[name], layers=layers), Batch(**batch)
-    retriever = Retriever(name, None, random_model(shape))
+    retriever = Retriever(name, None, random_model(shape), suffix="")
     retriever.tokenizer = type("NoText", (), {"pad_token_id": 0})
     retriever.add_lora(16, 32)
     heads = [(layer, head) for layer in range(layers // 4, layers) for head in range(shape.heads)][:16]

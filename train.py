@@ -100,6 +100,7 @@ class Run:
         if self.prompts.truncated:
             print(f"{len(self.prompts.truncated)} of {len(documents)} documents are longer than "
                   f"{config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
+        self.tokenize([documents[0]], "document")  # or BadInput: no room beside the prompt
         if config.objective == "infonce":
             return
         together = config.pool * (processes()[1] if config.gather else 1) if config.objective == "dream" else 1

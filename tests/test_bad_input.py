@@ -99,7 +99,7 @@ def test_a_long_document_is_cut_and_reported_once(flags, out, collection_folder,
 def test_a_pool_must_fit_the_context(flags, out, short_folder, collection_folder, monkeypatch, flag, pool, more):
     corpus = collection_folder / "corpus.jsonl"
     corpus.write_text(corpus.read_text().replace("black", "black" + more))
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: pytest.fail("must be refused before any work is done"))
+    monkeypatch.setattr(train, "measured", lambda *_, **__: pytest.fail("must be refused before any work is done"))
     message = refused(train.main, out, *flags, flag, short_folder, "--pool", pool)
     assert "context holds 256" in message and "fewer or shorter documents" in message
 

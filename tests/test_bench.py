@@ -13,7 +13,7 @@ from conftest import save_tiny, write_collection
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
     """A tiny backbone and collection, by name; children run here, with their arguments through JSON as on a command line."""
-    for name, value in {"pool": 4, "questions": 4, "document_tokens": 16, "heads": 6}.items():
+    for name, value in {"pool": 4, "questions": 4, "document_tokens": 48, "heads": 6}.items():
         monkeypatch.setitem(bench.SETTING, name, value)
     for module in (bench, scale):  # where memory that earlier tests have left would hide a peak
         monkeypatch.setattr(module, "peak", lambda function: function() and 0 or 7)
@@ -73,7 +73,7 @@ def test_options_change_the_time_and_not_the_loss(setting, monkeypatch):
 
 
 def test_growth_and_plan_write_their_tables(setting, monkeypatch, capsys):
-    monkeypatch.setattr(scale, "GROWTH", {"questions": (2, 4), "document_tokens": (8, 16)})
+    monkeypatch.setattr(scale, "GROWTH", {"questions": (2, 4), "document_tokens": (48, 64)})
     monkeypatch.setattr(scale, "CHECKS", {"Qwen2-0.5B": 4})
     for name in ("Qwen2-0.5B", "SmolLM2-135M"):
         monkeypatch.setitem(bench.SHAPES, name, bench.Shape(4, 64, 4, 2, 16, 96, 300))
@@ -81,7 +81,7 @@ def test_growth_and_plan_write_their_tables(setting, monkeypatch, capsys):
     with pytest.raises(AssertionError, match="too few"):
         scale.grow(*setting[1:4:2], {"questions": 64}, 1)
     assert set(growth["questions"]) == {"2", "4"} and growth["questions"]["2"]["exponents"] == [None, None]
-    assert len(growth["document_tokens"]["16"]["exponents"]) == 2
+    assert len(growth["document_tokens"]["64"]["exponents"]) == 2
     checks = measured([*setting, "--plan"])["checks"]["Qwen2-0.5B"]
     assert checks["operations, counted / planned"] == pytest.approx(1, rel=0.05)
     assert checks["encoder activations, kept / planned"] == pytest.approx(1, rel=0.08)  # so narrow, rotary tables count

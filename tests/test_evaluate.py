@@ -335,7 +335,9 @@ def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsy
     result = json.loads(out.read_text())
     expected = trec_eval(path, {f"q{i}": {f"d{i}": 1} for i in range(8)}, (1, 3, 5, 10, 100))
     assert result.pop("metrics") == {"collection": pytest.approx({**expected, "absent judgments": 0, "queries that are documents": 0}, abs=1e-6)}
-    assert result == {"model": "bm25", "split": "test", "drop_self": False}
+    assert {"command", "commit", "hardware", "versions"} <= set(result)
+    assert {name: result[name] for name in ("model", "split", "drop_self", "max_tokens")} == {
+        "model": "bm25", "split": "test", "drop_self": False, "max_tokens": None}
     assert expected["ndcg@10"] > 0.9 and f"{expected['ndcg@10']:.3f}" in capsys.readouterr().out
     with pytest.raises(BadInput, match="one collection"):
         evaluate.main(["--model", "bm25", "--data", f"{collection_folder},{tmp_path}", "--run", str(path)])

@@ -90,11 +90,15 @@ def test_bars_are_the_metrics(runs):
                                                                                statistics.fmean(value)])
 
 
-def test_commands_write_whole_pictures(runs, tmp_path, tiny_folder):
+def test_commands_write_whole_pictures(runs, tmp_path, tiny_folder, monkeypatch):
+    drawn = []
     assert {path.name for path in (runs / "dream-0").glob("*.png")} == {"curves.png", "heads.png", "weights.png", "bars.png"}
     assert not list((runs / "dream-1").glob("*.png"))
     plot.main(["curves", str(runs / "dream-0"), "--out", str(tmp_path / "curves.svg")])
     evaluate.main(["--model", tiny_folder, "--data", str(runs / "collection"), "--device", "cpu", "--plot", str(tmp_path / "bars.png")])
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append([label.get_text() for label in figure.axes[0].get_yticklabels()]))
+    evaluate.main(["--model", "bm25", "--data", str(runs / "collection"), "--plot", str(tmp_path / "bm25.png")])
+    assert drawn == [["BM25"]]  # once: a model is not its own baseline
     assert (tmp_path / "curves.svg").read_text().rstrip().endswith("</svg>")
     assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG" and len(list(tmp_path.iterdir())) == 2
 

@@ -46,7 +46,8 @@ def test_the_command_under_torchrun_speaks_once(tiny_folder, collection_folder, 
     assert "0 of 16 embeddings" in one.stderr
     two = subprocess.run([*TORCHRUN, *arguments, "--out", tmp_path / "two.json"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert one.stdout == two.stdout and one.stdout.count("nDCG@10") == 1
-    assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
+    found = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
+    assert found[0]["metrics"] == found[1]["metrics"] and found[0]["max_tokens"] == found[1]["max_tokens"]
 
 
 TRAIN = """
@@ -68,7 +69,8 @@ def test_two_processes_train_as_one_that_accumulates(tiny_folder, tmp_path):
     """Each process half the pools: the same weights after five steps, and the same on both."""
     folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
     script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "5", "--pool", "4", "--heads", "4"]
+    flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "5", "--pool", "4", "--heads", "4",
+             "--lr", "5e-4"]  # what Adam makes of differences in rounding grows with the rate
     for name, launch, more in (("one", [sys.executable], ["--accumulate", "2"]), ("two", TORCHRUN, [])):
         subprocess.run([*launch, script, "-", tmp_path / name, *flags, *more], check=True, capture_output=True)
     one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "two.1"))

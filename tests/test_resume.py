@@ -43,8 +43,15 @@ start = time.monotonic()
 codes = [os.waitstatus_to_exitcode(os.waitpid(child("--out", sys.argv[2]), 0)[1])]
 whole = time.monotonic() - start
 for kill in range(kills):
+    records = os.path.join(sys.argv[3], "metrics.jsonl")
+    before = os.path.exists(records) and os.stat(records).st_mtime_ns
     pid = child("--out", sys.argv[3], "--resume")
-    time.sleep(random.random() * whole)
+    training = kill % 2 or number != signal.SIGKILL  # wait until it trains; kill -9 may come at any time
+    while training and not (os.path.exists(records) and os.stat(records).st_mtime_ns != before and os.path.getsize(records)):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break  # it is done
+        time.sleep(0.001)
+    time.sleep(random.random() * whole * (0.1 if training else 1))
     os.kill(pid, number)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 codes.append(os.waitstatus_to_exitcode(os.waitpid(child("--out", sys.argv[3], "--resume"), 0)[1]))

@@ -272,7 +272,7 @@ def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
     (tmp_path / "train.jsonl").write_text("".join(
         json.dumps({"query": q, "target": t, "document": str(i)}) + "\n" for i, (q, t, _) in enumerate(PAIRS)))
     run = Run(parse(["--data", str(tmp_path), "--pool", "4", "--questions", "4", "--steps", "16",
-                     "--device", "cpu"]))
+                     "--device", "cpu", "--prompt", "query: {text}"]))  # without PromptEOL there is something to learn
     run.choose_heads()
     records = []
     train.train(run, records.append)
