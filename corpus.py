@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cloze import KINDS, Document, Words, cut_tokens, make_rows, stands_in
 from convert import making, write_lines
-from data import BadInput, Prompts, find_file, read_jsonl, read_lines
+from data import BadInput, Prompts, find_file, read_lines, read_texts
 
 MIN_GAIN = math.log(2)  # nats per target token: the source must at least double each token's probability, on average
 BATCH = 8  # documents whose rows are judged together
@@ -36,16 +36,12 @@ def read_documents(path):
                        "documents, or a folder with a corpus.jsonl")
     documents, last = {}, -1
     if name.endswith(".jsonl"):
-        for number, row in read_jsonl(path, "_id", "text"):
-            title = "" if row.get("title") is None else row["title"]
-            if row["_id"] in documents or not isinstance(title, str):
-                wrong = f"the id {row['_id']!r} stands twice" if row["_id"] in documents else "the field 'title' is not a string"
-                raise BadInput(f"{path}:{number}: {wrong}")
-            documents[row["_id"]] = title, row["text"]
+        for _, row in read_texts(path, documents):
+            documents[row["_id"]] = row["title"], row["text"]
     else:
         for number, line in read_lines(path):
             try:
-                line = line.decode("utf-8-sig" if not documents else "utf-8").rstrip()
+                line = line.decode().rstrip()
             except UnicodeDecodeError as error:
                 raise BadInput(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
             new = number > last + 1  # blank lines are not in between

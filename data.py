@@ -7,6 +7,7 @@ layout: `corpus.jsonl`, `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` 
 own qrels (query, 0, document, relevance). Each of these files may be compressed (`.gz`).
 
     python data.py squad train-v2.0.json my_data       # other people's data as a training folder; --help lists more
+
 Whatever is wrong with a file is a `BadInput` with file, line and what to do. Knows tokenizers, but no models.
 """
 import contextlib
@@ -277,7 +278,6 @@ def make_pools(examples, order, documents, questions, neighbours, seed=0):
 
 
 # --------------------------------------------------------------------------------------------------------- prompts
-
 # ASSUMPTION: the paper prints no prompt; a document's header belongs to the document.
 INTRODUCTION = "Answer the questions using the documents.\n\n"
 DOCUMENT = "Document {number}:"

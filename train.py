@@ -242,7 +242,8 @@ def train(run, log=lambda record: None, save=lambda training: None, training=Non
             if stop.agreed or last or (config.save_every and record["step"] % config.save_every == 0):
                 save(training)
             if stop.agreed:
-                bar.write(f"stopped after step {record['step']}; --resume goes on" * (not bar.disable), file=sys.stderr)
+                if not bar.disable:
+                    bar.write(f"stopped after step {record['step']}; --resume goes on", file=sys.stderr)
                 raise KeyboardInterrupt
     return training
 
