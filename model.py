@@ -96,6 +96,19 @@ HOW = ("prompts", "suffix", "max_tokens", "pooling", "normalize")  # what retrie
 PUBLISHED = {"prompts": {"query": "", "document": ""}, "suffix": "", "max_tokens": 512}
 
 
+def pool(hidden, lengths, pooling="lasttoken"):
+    """Texts padded on the right: hidden (N, T, D), lengths (N,) long -> one vector each, (N, D) float32; padding is never read.
+
+    pooling: "lasttoken" (DREAM), "mean" or "cls", the first token's.
+    """
+    if pooling == "lasttoken":
+        return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1].float()
+    if pooling == "cls":
+        return hidden[:, 0].float()
+    mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (N, T)
+    return (hidden.float() * mask[..., None]).sum(1) / lengths[:, None]
+
+
 class Retriever:
     """Texts -> vectors. `kind` says which prompt stands before a text: "query" or "document"; the suffix follows each text.
 
@@ -196,12 +209,8 @@ class Retriever:
         input_ids = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=pad)
         mask = torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]
         hidden = self.llm.base_model(input_ids=input_ids.to(self.device), use_cache=False,
-                                     attention_mask=mask.long()).last_hidden_state  # (N, T, D)
-        if self.pooling == "lasttoken":
-            return hidden[torch.arange(len(rows), device=self.device), lengths - 1].float()
-        if self.pooling == "cls":
-            return hidden[:, 0].float()
-        return (hidden.float() * mask[..., None]).sum(1) / lengths[:, None]
+                                     attention_mask=mask.long()).last_hidden_state
+        return pool(hidden, lengths, self.pooling)
 
     @torch.no_grad()
     def encode(self, texts, kind="query", batch_tokens=None, bar=None):

@@ -16,9 +16,18 @@ import torch.nn.functional as F
 from inject import target_nll
 
 
+def document_weights(scores, temperature):
+    """Eq (2): scores (B, K) -> weights (B, K), each row a softmax: the documents of a pool compete.
+
+    >>> document_weights(torch.tensor([[0.0, 0.0]]), 0.02)
+    tensor([[0.5000, 0.5000]])
+    """
+    return F.softmax(scores / temperature, dim=-1)  # eq (2)
+
+
 def dream_loss(run, llm, pool, scores):
     """DREAM: the frozen LLM's loss on the targets when the retriever's weights decide what its heads read."""
-    weights = F.softmax(scores / run.temperature, dim=-1)  # (B, K)  # eq (2)
+    weights = document_weights(scores, run.temperature)  # (B, K)
     prefix, input_ids, target_mask = run.read(llm, pool.documents, pool.examples)
     return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads, run.config.budget).mean()
 

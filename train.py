@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from bm25 import chain
@@ -33,7 +32,7 @@ from data import BadInput, Pool, Prompts, command, find_qrels, load_collections,
 from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone
-from objectives import OBJECTIVES
+from objectives import OBJECTIVES, document_weights
 from plot import PICTURES
 from processes import average, everyone, own_share, processes, start_processes
 from record import Clock
@@ -156,7 +155,7 @@ class Run:
         queries_back(query_emb.grad)  # and on through the retriever
         documents_back(own_share(doc_emb.grad) if c.gather else doc_emb.grad)
         source = pool.source.to(scores.device)
-        weights = F.softmax(scores.detach() / self.temperature, dim=-1)
+        weights = document_weights(scores.detach(), self.temperature)
         return {"loss": loss.item(),
             "source_weight": weights.gather(1, source[:, None]).mean().item(),
             "largest_weight": weights.amax(1).mean().item(),
