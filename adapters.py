@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backbones import BACKBONES, is_hub_id, unreachable
-from data import BadInput, write_json
+from files import BadInput, write_json
 from peers import locate, read_json, refuse_unknown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

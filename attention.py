@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from data import BadInput
+from files import BadInput
 
 READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers hands a ready mask through; a reading masks by itself
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data import BadInput
+from files import BadInput
 
 
 @dataclass(frozen=True)

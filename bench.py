@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from attention import READY
 from cost import SHAPES, Batch, Shape, count_flops
-from data import command, write_json
+from files import command, write_json
 from inject import target_nll
 from measure import (SETTING, alone, forget, in_turns, medians, part_by_part, peak, prepare, product_rate, save_random, seconds,
                      share_outside_products, timed)

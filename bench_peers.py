@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import BadInput, command, load_corpus, load_examples, write_json
+from data import load_corpus, load_examples
 from evaluate import compute_metrics
+from files import BadInput, command, write_json
 from model import Retriever
 from search import search
 from record import about_run

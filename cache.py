@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import BadInput, replacing, write_json
+from files import BadInput, replacing, write_json
 
 
 def digest(*parts):

@@ -22,7 +22,7 @@ import transformers
 from safetensors.torch import load_file, save
 
 from cache import digest, tensor_bytes
-from data import BadInput, replacing
+from files import BadInput, replacing
 from processes import processes
 
 KEPT = 2

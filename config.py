@@ -7,7 +7,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from data import BadInput
+from files import BadInput
 from objectives import OBJECTIVES
 from pictures import library
 

@@ -24,8 +24,8 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from bm25 import BM25
-from data import (BadInput, check_folder, find_file, find_qrels, load_examples, load_qrels, load_texts, read_jsonl,
-                  read_lines, read_texts, replacing)
+from data import check_folder, find_file, find_qrels, load_examples, load_qrels, load_texts, read_jsonl, read_lines, read_texts
+from files import BadInput, replacing
 
 DEPTH = 10  # of BM25's best documents, the first in which a row's target stands is its source
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from cloze import KINDS, Document, Words, cut_tokens, make_rows, stands_in
 from convert import making, write_lines
-from data import BadInput, Prompts, find_file, read_lines, read_texts
+from data import Prompts, find_file, read_lines, read_texts
+from files import BadInput
 
 MIN_GAIN = math.log(2)  # nats per target token: the source must at least double each token's probability, on average
 BATCH = 8  # documents whose rows are judged together

@@ -10,12 +10,9 @@ own qrels (query, 0, document, relevance). Each of these files may be compressed
 
 Whatever is wrong with a file is a `BadInput` with file, line and what to do. Knows tokenizers, but no models.
 """
-import contextlib
 import gzip
 import json
-import os
 import random
-import secrets
 import sys
 import zlib
 from collections import deque
@@ -24,20 +21,7 @@ from pathlib import Path
 
 import torch
 
-
-class BadInput(ValueError):
-    """Something that the user can mend; commands print it as one line and exit with code 2."""
-
-
-def command(main):
-    """Run a script's main(): 2 and one line for bad input, 130 when interrupted."""
-    try:
-        main()
-    except BadInput as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+from files import BadInput, command
 
 
 @dataclass
@@ -220,29 +204,6 @@ def load_examples(folder):
     return examples
 
 
-@contextlib.contextmanager
-def replacing(path, mode="w"):
-    """A file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput."""
-    path = Path(path)
-    device = path.exists() and not path.is_file()  # such as /dev/stdout, which must not be replaced
-    part = path if device else path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-        if not device:
-            os.replace(part, path)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            device or part.unlink(missing_ok=True)
-
-
-def write_json(path, data):
-    with replacing(path) as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
 # ----------------------------------------------------------------------------------------------------------- pools
 
 
@@ -324,6 +285,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from data import command, main  # the BadInput that fetch.py knows is this one, not that of __main__
-
     command(main)

@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from bm25 import BM25
 from cache import Cache
-from data import BadInput, command, load_collections, load_corpus, replacing, write_json
+from data import load_collections, load_corpus
+from files import BadInput, command, write_json
 from model import Retriever
+from output import check_ids, table, write_run
 from processes import gather, processes, start_processes
 from record import about_run
 from search import merge, search
@@ -39,14 +41,8 @@ SAMPLE = 2048  # documents whose embeddings the geometry is measured on
 # --------------------------------------------------------------------------------------------------------- metrics
 
 
-def rank(scored, depth):
-    """{document: score} -> the best `depth` documents, trec_eval's way: float32 score, then id, both descending."""
-    values = np.fromiter(scored.values(), np.float32, len(scored)).tolist()
-    return [document for _, document in sorted(zip(values, scored), reverse=True)[:depth]]
-
-
 def places(scored, documents):
-    """The ranks, from 1, that rank() gives to some `documents` of {document: score}, without sorting the others."""
+    """The ranks, from 1, that output.rank() gives to some `documents` of {document: score}, without sorting the others."""
     values = np.fromiter(scored.values(), np.float32, len(scored))
     own = np.array([scored[d] for d in documents], np.float32)
     ordered = np.sort(values)
@@ -181,33 +177,7 @@ def evaluate(retriever, collection, ks=(1, 3, 5, 10, 100), drop_self=False, prog
     return {**compute_metrics(run, collection.qrels, ks), **shape}
 
 
-# ---------------------------------------------------------------------------------------------------- for people
-
-
-def table(rows, metrics=("ndcg@10", "recall@10", "mrr@10")):
-    """{label: {metric: value}} -> lines for people."""
-    width = max(len(label) for label in rows)
-    names = {"ndcg": "nDCG", "recall": "Recall", "mrr": "MRR", "map": "MAP", "precision": "P", "success": "Success"}
-    heads = ["@".join([names.get(m.partition("@")[0], m), *m.split("@")[1:]]) for m in metrics]
-    lines = [" " * width + "".join(f"{h:>12s}" for h in heads)]
-    return "\n".join(lines + [f"{label:{width}s}" + "".join(f"{values[m]:12.3f}" if m in values else f"{'-':>12s}" for m in metrics)
-                              for label, values in rows.items()])
-
-
-def check_ids(names):
-    """Raise BadInput for an id that TREC's run format cannot hold."""
-    spaced = next((name for name in names if len(name.split()) != 1), None)
-    if spaced is not None:
-        raise BadInput(f"--run: the id {spaced!r} is empty or has a space in it, which TREC's run format cannot hold")
-
-
-def write_run(path, run, tag):
-    """TREC run format: query, Q0, document, rank, score, tag. Raises BadInput."""
-    check_ids([*run, *(d for scored in run.values() for d in scored)])
-    with replacing(path) as file:
-        for query, scored in run.items():
-            for place, document in enumerate(rank(scored, len(scored)), 1):
-                file.write(f"{query} Q0 {document} {place} {np.float32(scored[document]):.9g} {tag}\n")
+# ---------------------------------------------------------------------------------------------------- the command
 
 
 def parse(argv=None):

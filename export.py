@@ -20,7 +20,7 @@ import torch
 from adapters import write_adapter
 from backbones import BACKBONES, is_hub_id
 from convert import making
-from data import BadInput, command, write_json
+from files import BadInput, command, write_json
 from model import Retriever
 from peers import UNLIMITED
 

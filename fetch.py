@@ -24,7 +24,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from tqdm import tqdm
 
-from data import BadInput, find_file, read_jsonl, write_json
+from data import find_file, read_jsonl
+from files import BadInput, write_json
 
 BASE = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
 BEIR = {  # NAME: the MD5 of BASE/NAME.zip, as published; cqadupstack is 12 collections, OUT/android and so on

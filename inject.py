@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from attention import Enough, Packing, Reading, forward, obstacle, read_both, read_own, read_prefix, wide
-from data import BadInput
+from files import BadInput
 
 
 @dataclass

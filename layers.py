@@ -5,7 +5,7 @@ import shutil
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from data import BadInput
+from files import BadInput
 
 
 def checkpoint_layers(llm):

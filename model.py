@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from adapters import CONFIG, PARTS, WEIGHTS, read_adapter, write_adapter
 from attention import Packing, ReadTexts, forward, obstacle
 from backbones import BACKBONES, load_backbone
-from data import BadInput, write_json
+from files import BadInput, write_json
 from peers import POOLINGS, load_encoder, read_json
 
 

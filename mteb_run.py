@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from data import BadInput, command
+from files import BadInput, command
 from model import Retriever
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from backbones import BACKBONES, load_weights
-from data import BadInput
+from files import BadInput
 
 POOLINGS = ("mean", "cls", "lasttoken")
 LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data import BadInput, replacing
+from files import BadInput, replacing
 
 WIDTH, DPI = 8.2, 200  # inches, pixels per inch: sharp on dense screens, and the text is still readable at half the size
 BLUE, RED, GREY, PALE, GRID = "#0072b2", "#c8500a", "#6b6b6b", "#bdbdbd", "#e6e6e6"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from data import (BadInput, Example, command, find_file, find_qrels, load_collection, load_corpus, load_examples, make_pools,
-                  read_jsonl)
+from data import Example, find_file, find_qrels, load_collection, load_corpus, load_examples, make_pools, read_jsonl
 from checkpoints import NO_MATTER
+from files import BadInput, command
 from model import Retriever
 from pictures import bars, check_picture, curves, heads, save, weights
 

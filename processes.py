@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data import BadInput
+from files import BadInput
 
 
 def start_processes(device="auto"):

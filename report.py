@@ -7,8 +7,9 @@ import sys
 from bm25 import BM25
 from cache import Cache
 from checkpoints import clear
-from data import write_json
-from evaluate import evaluate, table
+from evaluate import evaluate
+from files import write_json
+from output import table
 from plot import plot_run
 from processes import processes
 from record import about_run

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data import BadInput, command, replacing
+from files import BadInput, command, replacing
 
 ROOT = Path(__file__).parent
 COLLECTIONS = ("cranfield", "cacm", "cisi", "medline", "adi", "humaneval", "mbpp")

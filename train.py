@@ -28,7 +28,8 @@ from tqdm import tqdm
 from bm25 import chain
 from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, learning_rate, parse, temperature
-from data import BadInput, Pool, Prompts, command, find_qrels, load_collections, load_corpus, load_examples, make_pools, write_json
+from data import Pool, Prompts, find_qrels, load_collections, load_corpus, load_examples, make_pools
+from files import BadInput, command, write_json
 from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone

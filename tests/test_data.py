@@ -10,8 +10,8 @@ import torch
 from conftest import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from data import (INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, make_pools,
-                  replacing)
+from data import (INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, make_pools)
+from files import replacing
 
 A, B = '{"_id": "a", "text": "x"}\n', '{"_id": "b", "text": "y"}\n'
 HEADER = "query-id\tcorpus-id\tscore\n"

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 import evaluate
 import search as search_module
 from data import BadInput, Collection
-from evaluate import compute_metrics, rank, search, table, write_run
+from evaluate import compute_metrics, search
+from output import rank, table, write_run
 
 # Code points above U+FFFF sort after U+FFFD here and as UTF-8, but before it as UTF-16.
 NAMES = ["é", "e\u0301", "ß", "Ω", "文", "\ufffd", "😀", "D1", "d", "D"] + [f"d{i}" for i in range(160)]
