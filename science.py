@@ -20,7 +20,7 @@ COLLECTIONS = ("cranfield", "cacm", "cisi", "medline", "adi", "humaneval", "mbpp
 BEIR = ",".join(f"collections/beir/{name}" for name in COLLECTIONS)
 SEEDS = (0, 1, 2)
 MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
-QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps 200"
+QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
 CLASSROOM = {  # name -> flags of train.py; three seeds each
     "dream": "", "infonce": "--objective infonce", "replug": "--objective replug", "emdr": "--objective emdr",
@@ -32,6 +32,13 @@ ABLATIONS = {  # seed 0 alone, beside "dream"
     "pool-32": "--pool 32 --questions 32", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
     "head-rows-question": "--head-rows question",
 }
+TUNING = {  # 24 steps on the training questions, measured on the development part that was cut from them
+    "nothing": "", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
+    "annealed": "--temperature .05 --final-temperature .01", "lr-3e-4": "--lr 3e-4", "lr-2e-3": "--lr 2e-3",
+    "rank-4": "--lora-rank 4", "rank-64": "--lora-rank 64", "attention-alone": "--lora-targets q_proj,k_proj,v_proj,o_proj",
+    "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
+    "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
+}
 LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug"}
 
 
@@ -39,9 +46,9 @@ def experiments():
     """{name: (what must be there first, command)}; a training run is followed by NAME-beir where it is measured elsewhere too."""
     runs = {f"{name}-{seed}": (None, f"train.py {flags} --seed {seed}") for name, flags in CLASSROOM.items() for seed in SEEDS}
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
-    for name, flags in LONG.items():
-        runs[f"{name}-0"] = ("runs/qa", f"train.py {QA} {flags} --seed 0")
-    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} --seed 0")
+    runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} --seed 0") for name, flags in TUNING.items()}
+    runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 200 {flags} --seed 0") for name, flags in LONG.items()}
+    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 --seed 0")
     for name in [n for n in runs if n.startswith(("qa-", "wiki-"))]:
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128")
     for name in COLLECTIONS[:4]:

@@ -1,6 +1,6 @@
 """The README's tables, made from results/*.json alone.
 
-    python tables.py            # rewrites the parts of README.md between the marks
+    python tables.py            # rewrites the parts of README.md and results/README.md between the marks
 
 results/NAME-SEED.json is what train.py wrote, results/NAME-COLLECTION.json what evaluate.py wrote (science.py runs both); runs
 that differ in the seed alone make one row: mean and sample standard deviation. Ratios come from bench.py's files.
@@ -10,10 +10,11 @@ import re
 import statistics
 from pathlib import Path
 
-from science import ABLATIONS, CLASSROOM, COLLECTIONS, LONG
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, LONG, TUNING
 
 ROOT = Path(__file__).parent
-MARK = re.compile(r"(<!-- (results|beir|ablations|corpus|costs|parts|growth|options) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
+PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
+MARK = re.compile(r"(<!-- (\w+) -->\n)(.*?)(<!-- end of \2 -->)", re.S)
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 
 
@@ -71,6 +72,16 @@ def ablations():
                                *((n, f"ablation-{n}", f) for n, f in ABLATIONS.items())]:
         result = read(f"{name}-0")
         lines.append(f"| {label} | {cell([result['after']['classroom']['ndcg@10']] if result else [])} | `{flags or 'none'}` |")
+    return "\n".join(lines) + "\n"
+
+
+def tuning():
+    """Settings tried on a development part of the training questions."""
+    lines = ["| changed | nDCG@10 before | after 24 steps | flags |", "|---|---|---|---|"]
+    for name, flags in TUNING.items():
+        result = read(f"tuning-{name}-0")
+        before, after = ([result[when]["dev"]["ndcg@10"]] if result else [] for when in ("before", "after"))
+        lines.append(f"| {name} | {cell(before)} | {cell(after)} | `{flags or 'none'}` |")
     return "\n".join(lines) + "\n"
 
 
@@ -150,8 +161,9 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"results": table, "beir": beir, "ablations": ablations, "corpus": corpus, "costs": costs, "parts": parts, "growth": growth, "options": options}
+TABLES = {"results": table, "beir": beir, "ablations": ablations, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts,
+          "growth": growth, "options": options}
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[4], readme.read_text()))
+    for page in PAGES:
+        page.write_text(MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[4], page.read_text()))

@@ -1,10 +1,8 @@
 """The loop: what it may change, what it writes, and that it learns."""
-import ast
 import contextlib
 import dataclasses
 import json
 import math
-import re
 
 import pytest
 import torch
@@ -282,34 +280,3 @@ def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
     weights = (queries @ documents.T / run.config.temperature).softmax(1)
     assert weights[range(4), pool.source].min() > 0.9
     assert records[-1]["loss"] < records[0]["loss"] - 1
-
-
-def test_the_readme_names_only_flags_and_files_that_exist():
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"(?:python|torchrun --nproc-per-node \d+) (\w+\.py)([^\n`#]*)", readme)
-    assert {"train.py", "evaluate.py", "data.py", "mteb_run.py", "bench.py"} <= {script for script, _ in commands}
-    fields = {field.name.replace("_", "-") for field in dataclasses.fields(Config)}
-    for script, flags in commands:
-        sources = {"data.py": ("commands.py", "corpus.py")}.get(script, (script,))
-        source = "".join((ROOT / name).read_text() for name in sources)
-        for flag in re.findall(r"--([a-z-]+)", flags):
-            assert flag in fields if script == "train.py" else f'"--{flag}"' in source, (script, flag)
-    for name in re.findall(r"`([a-z_0-9]+\.py|classroom/|results/|tests/)`", readme):
-        assert (ROOT / name).exists(), name
-    modules = {path.name for path in ROOT.glob("*.py")}
-    assert modules <= set(re.findall(r"`(\w+\.py)`", readme)), "every module stands in the README's file map"
-
-
-def test_equations_in_the_readme_are_where_the_code_tags_them():
-    readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| \((\d)\) .*\| (`.*`) \|$", readme, re.M)
-    claimed = {(number, place) for number, places in rows for place in re.findall(r"`([\w.:]+)`", places)}
-    tagged = set()
-    for path in ROOT.glob("*.py"):
-        lines, tree = path.read_text().splitlines(), ast.parse(path.read_text())
-        for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
-            for function in (node for node in owner.body if isinstance(node, ast.FunctionDef)):
-                name = f"{path.name}:{getattr(owner, 'name', '')}.{function.name}".replace(":.", ":")
-                text = "\n".join(lines[function.lineno : function.end_lineno])
-                tagged |= {(number, name) for number in re.findall(r"# eq \((\d)\)", text)}
-    assert claimed == tagged and {number for number, _ in tagged} == set("123456")
