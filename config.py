@@ -80,6 +80,12 @@ def parse(argv=None):
     return config
 
 
+def changes(config):
+    """What differs from the defaults, as a line for people."""
+    found = {field.name: value for field in dataclasses.fields(Config) if (value := getattr(config, field.name)) != field.default}
+    return ", ".join(f"{name}={value}" for name, value in found.items()) or "all defaults"
+
+
 def learning_rate(config, step):
     """Linear warm-up over the first WARMUP of the steps, then half a cosine to zero; step counts from 0."""
     warm = WARMUP * config.steps

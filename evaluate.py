@@ -1,8 +1,7 @@
 """How good is a retriever: exact search and the metrics of trec_eval, in torch.
 
-    python evaluate.py --model runs/dream --data classroom            # a folder that train.py wrote
+    python evaluate.py --model runs/dream --data classroom            # a folder that train.py wrote, any encoder, or bm25
     python evaluate.py --model SmolLM2-135M --data DIR,DIR --out result.json --run run.txt
-    python evaluate.py --model bm25 --data classroom
     python evaluate.py --model runs/dream --data classroom --ask "Which river is the longest?"
     torchrun --nproc-per-node 4 evaluate.py --model runs/dream --data DIR --cache embeddings
 
@@ -177,9 +176,6 @@ def evaluate(retriever, collection, ks=(1, 3, 5, 10, 100), drop_self=False, prog
     return {**compute_metrics(run, collection.qrels, ks), **shape}
 
 
-# ---------------------------------------------------------------------------------------------------- the command
-
-
 def parse(argv=None):
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, help="a retriever folder, a backbone's name, an encoder (folder or hub id), or bm25")
@@ -242,7 +238,7 @@ def main(argv=None):
         results[name] = {**compute_metrics(runs[name], collection.qrels), **shape,
                          "absent judgments": collection.absent, "queries that are documents": own}
     if processes()[0] == 0:
-        report(args, argv, retriever, results, runs)
+        show(args, argv, retriever, results, runs)
         if args.plot:
             from plot import plot_metrics
 
@@ -250,7 +246,7 @@ def main(argv=None):
                           "BM25" if args.model == "bm25" else Path(args.model).resolve().name: results}, args.plot)
 
 
-def report(args, argv, retriever, results, runs):
+def show(args, argv, retriever, results, runs):
     """Write the files that were asked for, and print the tables."""
     if args.out:
         write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "max_tokens": getattr(retriever, "max_tokens", None),

@@ -119,8 +119,7 @@ class Retriever:
     def __init__(self, name, tokenizer, llm, prompts=PROMPTS, suffix=SUFFIX, max_tokens=512, pooling="lasttoken", normalize=True):
         assert pooling in POOLINGS, f"pooling is one of {POOLINGS}, not {pooling!r}"
         self.name, self.tokenizer, self.llm = name, tokenizer, llm
-        self.prompts, self.suffix = dict(prompts), suffix
-        self.suffix_ids = tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
+        self.read_as(prompts, suffix)
         self.max_tokens, self.pooling, self.normalize = max_tokens, pooling, normalize
         self.own_tokenizer = False  # an adapter that came with a tokenizer, other than its backbone's
         self.cut = 0  # how many of the texts encoded so far reached max_tokens: what lies behind is not read
@@ -152,13 +151,17 @@ class Retriever:
             for layer in layers:
                 layer.enabled = True
 
+    def read_as(self, prompts, suffix):
+        """From now on prompts[kind] stands before a text, and the suffix behind it."""
+        self.prompts, self.suffix = dict(prompts), suffix
+        self.suffix_ids = self.tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
+
     def set_prompt(self, prompt):
-        """Read texts as `prompt` says, which has {text} in it once: what stands before it, and the suffix. Raises BadInput."""
+        """The same of one `prompt` for both kinds, which has {text} in it once. Raises BadInput."""
         before, found, suffix = prompt.partition("{text}")
         if not found or "{text}" in suffix:
             raise BadInput(f"--prompt must have {{text}} in it once, not {prompt!r}")
-        self.prompts, self.suffix = dict.fromkeys(PROMPTS, before), suffix
-        self.suffix_ids = self.tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
+        self.read_as(dict.fromkeys(PROMPTS, before), suffix)
 
     def tokenize(self, texts, kind, max_tokens=None):
         """Texts -> lists of token ids, at least one each: prompt and text, cut so that with the suffix they are max_tokens.

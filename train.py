@@ -13,7 +13,6 @@ One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss
 `--resume` as if nothing had happened (checkpoints.py).
 """
 import contextlib
-import dataclasses
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from bm25 import chain
 from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
-from config import Config, learning_rate, parse, temperature
+from config import Config, changes, learning_rate, parse, temperature
 from data import Pool, Prompts, find_qrels, load_collections, load_corpus, load_examples, make_pools
 from files import BadInput, command, write_json
 from inject import check_llm, prefill, score_heads, select_heads
@@ -49,7 +48,7 @@ HEAD_EXAMPLES = 32  # at least so many examples are used to score the heads
 class Run:
     """One training run: everything that is loaded and checked before the first step."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         self.config = config
         self.corpus, self.examples = load_corpus(config.data), load_examples(config.data)
         judged = config.data if find_qrels(config.data, "test").is_file() else ""
@@ -252,9 +251,8 @@ def main(argv=None):
     config = parse(argv)
     start_processes(config.device)
     first = processes()[0] == 0  # the one that speaks and writes; under torchrun all measure, each its share
-    changed = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(config, f.name)) != f.default}
     if first:
-        print("train.py:", ", ".join(f"{k}={v}" for k, v in changed.items()) or "all defaults", flush=True)
+        print("train.py:", changes(config), flush=True)
     check_folder(config)
     clock = Clock()
     run = Run(config)
