@@ -75,6 +75,22 @@ def ablations():
     return "\n".join(lines) + "\n"
 
 
+def evidence():
+    """What the losses ask for while they train: means over a run's first and last quarter of steps, and over its seeds."""
+    lines = ["| objective | run | source weight, first and last quarter | accuracy | agreement |", "|---|---|---|---|---|"]
+
+    def quarters(results, key):
+        parts = [[r["curve"][: len(r["curve"]) // 4], r["curve"][-(len(r["curve"]) // 4) :]] for r in results]
+        return ", ".join(cell([statistics.mean(step[key] for both in parts for step in both[i])]) for i in (0, 1))
+
+    for name, results in runs((*CLASSROOM, *LONG, "wiki-dream")).items():
+        if results:
+            cells = " | ".join(quarters(results, key) for key in ("source_weight", "accuracy", "agreement"))
+            where = "train/wiki" if name.startswith("wiki") else "train/qa" if name in LONG else "classroom"
+            lines.append(f"| {name} | {where}, {len(results[0]['curve'])} steps, seeds: {len(results)} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def tuning():
     """Settings tried on a development part of the training questions."""
     lines = ["| changed | nDCG@10 before | after 24 steps | flags |", "|---|---|---|---|"]
@@ -161,7 +177,7 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"results": table, "beir": beir, "ablations": ablations, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts,
+TABLES = {"results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts,
           "growth": growth, "options": options}
 
 if __name__ == "__main__":
