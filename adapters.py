@@ -8,17 +8,16 @@
 Everything else that an adapter_config.json can say and that would change an embedding is refused by name, never ignored.
 LAYER is a name in the causal language model, or in the model without its vocabulary head: both are read. Reference: peft.
 """
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from backbones import BACKBONES, is_hub_id, unreachable
-from files import BadInput, write_json
+from files import BadInput, replacing, write_json
 from peers import locate, read_json, refuse_unknown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -129,6 +128,16 @@ def read_adapter(source):
     return Adapter(source, base, tokenizer, config, tensors)
 
 
+def check_lora(llm, rank, targets):
+    """Raise BadInput for a rank, or for last names of linear layers, that a model does not have. targets: a set; empty: all."""
+    head = llm.get_output_embeddings()
+    there = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
+    if targets - there or not there:
+        raise BadInput(f"--lora-targets {','.join(sorted(targets))}: the backbone has no linear layers of some of these names; there: {', '.join(sorted(there))}")
+    if rank > (width := llm.config.hidden_size):
+        raise BadInput(f"--lora-rank {rank}: the backbone is {width} wide, and no rank is larger")
+
+
 def write_adapter(folder, llm, layers, base, bare=False):
     """{name: LoRALinear} of `llm` -> the two files. bare: named as in the model without its head, for AutoModel.
 
@@ -148,6 +157,6 @@ def write_adapter(folder, llm, layers, base, bare=False):
               "target_modules": sorted(short.values()) if others else ends,
               "rank_pattern": {n: r for n, r in ranks.items() if r != rank},
               "alpha_pattern": {n: a for n, a in alphas.items() if a != alpha}}
-    save_file(tensors, folder / f"{WEIGHTS}.part")
-    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    with replacing(folder / WEIGHTS, "wb") as file:
+        file.write(save(tensors))
     write_json(folder / CONFIG, config)

@@ -97,7 +97,7 @@ def find_backbone(name):
     if name in BACKBONES:
         packaged = packaged_file(BACKBONES[name])
         return str(convert_gguf(packaged, BACKBONES[name].sha256)) if packaged else BACKBONES[name].hub
-    path = Path(name)
+    path = Path(name or "no name")  # not the current folder
     if path.suffix == ".gguf" and path.is_file():
         return str(convert_gguf(path))
     if path.is_dir():
@@ -111,7 +111,7 @@ def find_backbone(name):
 def choose_device(device="auto"):
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError):  # AssertionError: torch was built without it
         raise BadInput(f"the device {device!r} is not there; use cpu or auto") from None
     return device
@@ -147,6 +147,10 @@ def load_weights(name, auto_class, device="auto", dtype="auto", tokenizer_from=N
         missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)  # no pooling here uses a pooler
         if missing:  # or they would be random
             raise BadInput(f"cannot load the backbone {name!r}: {len(missing)} weights are not in its files, such as {missing[0]}")
+        if damaged := next((key for key, p in model.named_parameters() if not p.isfinite().all()), None):
+            raise BadInput(f"cannot load the backbone {name!r}: its weights are damaged, {damaged} has values that are no numbers")
+        if tokenizer.vocab_size > (known := len(model.get_input_embeddings().weight)):
+            raise BadInput(f"cannot load the backbone {name!r}: its tokenizer has {tokenizer.vocab_size} tokens, the model knows {known}")
     except BadInput:
         raise
     except Exception as error:  # a damaged file raises whatever tokenizers, safetensors or gguf raise

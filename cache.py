@@ -9,7 +9,6 @@ after a kill -9 it is there whole, or not at all.
 """
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -109,6 +108,4 @@ class Cache:
         if embeddings.isfinite().all():  # what is not is refused elsewhere, and must not stay
             with replacing(path, mode="wb") as file:
                 np.save(file, embeddings.numpy())
-                file.flush()
-                os.fsync(file.fileno())
         return embeddings

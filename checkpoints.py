@@ -33,8 +33,6 @@ def write_bytes(path, content):
     """Replace a file by one that is on the disk: after a crash it is the old one or the new one. Raises BadInput."""
     with replacing(path, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
     folder = os.open(Path(path).parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name is on the disk too
@@ -166,6 +164,8 @@ class Stop:
     def note(self, number, frame):
         self.asked = True
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, *error):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.asked and kind is None:  # while the last step was written down
+            raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from objectives import OBJECTIVES
 from pictures import library
 
 
+LARGEST, HIGHEST = 2**31, 1e30  # what whole and other numbers stay under: torch takes no larger ones
 WARMUP = 0.1  # the share of the steps in which the learning rate rises  # ASSUMPTION: the paper leaves the schedule open
 
 
@@ -67,6 +68,11 @@ def parse(argv=None):
         how = {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **how, **field.metadata)
     config = Config(**vars(parser.parse_args(argv)))
+    for name, value in vars(config).items():
+        if isinstance(value, (int, float)) and abs(value) >= (LARGEST if isinstance(value, int) else HIGHEST):
+            raise BadInput(f"--{name.replace('_', '-')} {value} is too large")
+        if name in ("backbone", "data", "out") and not value.strip():
+            raise BadInput(f"--{name} is empty")
     for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
                  "likelihood_temperature", "lr", "lora_rank"):
         if not 0 < getattr(config, name) < math.inf:

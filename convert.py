@@ -133,7 +133,7 @@ def squad(file, out):
     """
     with training(out, file) as made:
         try:
-            tree = json.loads(b"".join(line for _, line in read_lines(file, blank=True)).decode())
+            tree = json.loads(b"".join(line for _, line in read_lines(file, blank=True, longest=None)).decode())
         except (ValueError, RecursionError) as error:
             if isinstance(error, BadInput):
                 raise

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from files import BadInput, command
+from files import LONGEST, BadInput, command, numbered
 
 
 @dataclass
@@ -65,13 +65,13 @@ def find_file(folder, *names):
     return next((path for path in there if path.is_file()), Path(folder) / names[0])
 
 
-def read_lines(path, blank=False):
+def read_lines(path, blank=False, longest=LONGEST):
     """Yield (line number, bytes) of a file's lines, blank ones if asked for, `.gz` decompressed, no BOM. Raises BadInput."""
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file")
     try:
         with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in numbered(file, path, longest):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if blank or line.strip():
                     yield number, line
@@ -131,12 +131,12 @@ def load_qrels(path):
                 continue
         cells = cells if trec else line.rstrip(b"\r\n").split(b"\t")
         try:
-            if len(cells) != (4 if trec else 3):
+            if len(cells) != (4 if trec else 3) or len(cells[-1].strip()) > 9 or b"_" in cells[-1]:
                 raise ValueError
             query, document, relevance = cells[0].decode(), cells[-2].decode(), int(cells[-1])
         except ValueError:  # also undecodable bytes
             columns = "query, 0, document" if trec else "query-id, corpus-id"
-            raise BadInput(f"{path}:{number}: expected {columns} and a whole number, separated by tabs") from None
+            raise BadInput(f"{path}:{number}: expected {columns} and a whole number of at most nine characters, separated by tabs") from None
         if document in qrels.setdefault(query, {}):
             raise BadInput(f"{path}:{number}: {query!r} and {document!r} are judged twice")
         qrels[query][document] = relevance
@@ -219,7 +219,7 @@ def make_pools(examples, order, documents, questions, neighbours, seed=0):
     for example in examples:
         rows_of.setdefault(example.document, []).append(example)
     order = [d for d in order if d in rows_of]
-    documents = min(documents, len(order))
+    documents, most = min(documents, len(order)), max(map(len, rows_of.values()))
     queues = {d: deque(generator.sample(rows, len(rows))) for d, rows in rows_of.items()}
     while True:
         cut = generator.randrange(len(order))
@@ -230,7 +230,7 @@ def make_pools(examples, order, documents, questions, neighbours, seed=0):
         for start in range(0, len(flat) - documents + 1, documents):
             pool = flat[start : start + documents]
             generator.shuffle(pool)
-            turns = [d for turn in range(-(-questions // documents)) for d in pool if turn < len(rows_of[d])]
+            turns = [d for turn in range(min(most, -(-questions // documents))) for d in pool if turn < len(rows_of[d])]
             chosen = []
             for document in turns[:questions]:
                 chosen.append(queues[document][0])

@@ -37,9 +37,6 @@ ENCODE_CHUNK = 2048  # documents encoded, searched and cached together; also wha
 SAMPLE = 2048  # documents whose embeddings the geometry is measured on
 
 
-# --------------------------------------------------------------------------------------------------------- metrics
-
-
 def places(scored, documents):
     """The ranks, from 1, that output.rank() gives to some `documents` of {document: score}, without sorting the others."""
     values = np.fromiter(scored.values(), np.float32, len(scored))
@@ -108,9 +105,6 @@ def geometry(query_emb, document_emb, pairs, sample):
     if len(sample) > 1:
         result["uniformity"] = torch.pdist(d[sample]).square().mul(-2).exp().mean().log().item()
     return result
-
-
-# ---------------------------------------------------------------------------------------------------- a collection
 
 
 def encode_chunks(retriever, texts, kind, progress=False, share=True):
@@ -252,7 +246,7 @@ def show(args, argv, retriever, results, runs):
         write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "max_tokens": getattr(retriever, "max_tokens", None),
                               "metrics": results, **about_run("evaluate.py", argv)})
     if args.run:
-        write_run(args.run, *runs.values(), Path(args.model).resolve().name.replace(" ", "_"))
+        write_run(args.run, *runs.values(), "_".join(Path(args.model).resolve().name.split()))
     for name, values in results.items():
         if values["queries that are documents"] and not args.drop_self:
             print(f"{name}: {values['queries that are documents']} queries are documents of the corpus, with the same id, and find "

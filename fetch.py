@@ -93,7 +93,10 @@ def is_fetched(out, name):
 
 def download(name, part):
     """Complete the file `part` with NAME.zip, over several connections if need be -> its MD5, the published one."""
-    url, failures = f"{(os.environ.get('DREAM_BEIR_URL') or BASE).rstrip('/')}/{name}.zip", 0
+    base, failures = (os.environ.get("DREAM_BEIR_URL") or BASE).rstrip("/"), 0
+    if not base.startswith(("http://", "https://")) or set(base) & set("@?#"):  # a password would end up in messages
+        raise BadInput("DREAM_BEIR_URL must be http(s)://HOST/PATH, without a name, password or query")
+    url = f"{base}/{name}.zip"
     while True:
         have = part.stat().st_size if part.exists() else 0
         try:

@@ -2,9 +2,12 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
+
+LONGEST = 10_000_000  # bytes of a line: no document is that long, and tokenizers need a hundred times as much memory
 
 
 class BadInput(ValueError):
@@ -12,14 +15,26 @@ class BadInput(ValueError):
 
 
 def command(main):
-    """Run a script's main(): 2 and one line for bad input, 130 when interrupted."""
+    """Run a script's main(): 2 and one line for bad input and for what the system refuses (a full disk, a name that is too
+    long), 130 when interrupted."""
     try:
+        if any(re.search("[\ud800-\udfff]", argument) for argument in sys.argv):  # bytes that Python could not decode
+            raise BadInput("an argument is not UTF-8 text")
         main()
-    except BadInput as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    except (BadInput, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def numbered(file, path, longest=LONGEST):
+    """Yield (line number, bytes) of an open file. Raises BadInput for a line of more than `longest` bytes (None: no limit), and
+    reads no more of it."""
+    for number, line in enumerate(iter(lambda: file.readline(longest + 1 if longest else -1), b""), 1):
+        if longest and len(line) > longest:
+            raise BadInput(f"{path}:{number}: a line of more than {longest:,} bytes; cut it into documents")
+        yield number, line
 
 
 @contextlib.contextmanager
@@ -31,6 +46,9 @@ def replacing(path, mode="w"):
     try:
         with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
+            if not device:
+                file.flush()
+                os.fsync(file.fileno())  # before the name: after a power cut there is the old file or the new one
         if not device:
             os.replace(part, path)
     except OSError as error:

@@ -125,7 +125,7 @@ class ScoreHeads(Reading):
             self.rows = other.nonzero().flatten()
         question = suffixes.question_of[self.rows]  # (R,)
         self.on_source = prefix.document_of[None, :] == source[question][:, None]  # (R, L)
-        rows_of = torch.bincount(question, minlength=len(source))
+        rows_of = torch.bincount(question)
         self.share = 1.0 / (rows_of[question] * len(source))  # (R,): mean over an example's rows, then over examples
         self.scores = []
 
@@ -148,6 +148,7 @@ def score_heads(llm, prefix, input_ids, target_mask, source, rows="target"):
     rows: "question" scores from all other rows instead, those of the question's text (as QRHead does, Zhang et al. 2025);
     input_ids, target_mask: (B, T), right-padded; source: (B,) long, the index of each question's source document.
     """
+    assert rows in ("target", "question"), f"rows is 'target' or 'question', not {rows!r}"
     suffixes = pack(prefix, input_ids, target_mask)
     check_llm(llm, int(suffixes.positions.max()) + 1)
     reading = ScoreHeads(prefix, suffixes, source, rows)
@@ -161,6 +162,7 @@ def select_heads(scores, n=16, choice="query", seed=0):
     >>> select_heads(torch.tensor([[.1, .9], [.8, .2]]), n=2)
     [(0, 1), (1, 0)]
     """
+    assert choice in ("query", "random", "all"), f"choice is 'query', 'random' or 'all', not {choice!r}"
     heads = [(layer, head) for layer in range(scores.shape[0]) for head in range(scores.shape[1])]
     if choice == "random":
         return random.Random(seed).sample(heads, n)

@@ -105,8 +105,8 @@ def pool(hidden, lengths, pooling="lasttoken"):
         return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1].float()
     if pooling == "cls":
         return hidden[:, 0].float()
-    mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (N, T)
-    return (hidden.float() * mask[..., None]).sum(1) / lengths[:, None]
+    padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]  # (N, T)
+    return hidden.float().masked_fill(padding[..., None], 0).sum(1) / lengths[:, None]
 
 
 class Retriever:

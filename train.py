@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from adapters import check_lora
 from bm25 import chain
 from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, changes, learning_rate, parse, temperature
@@ -58,9 +59,9 @@ class Run:
             raise BadInput(f"--backbone {config.backbone}: a trained retriever; python export.py makes a backbone of it")
         if config.prompt:
             self.retriever.set_prompt(config.prompt)
-        self.retriever.add_lora(config.lora_rank, ALPHA * config.lora_rank, config.seed, set(filter(None, config.lora_targets.split(","))) or None)
-        if not self.retriever.adapters():
-            raise BadInput(f"--lora-targets {config.lora_targets}: the backbone has no linear layers of these names")
+        targets = set(filter(None, config.lora_targets.split(",")))
+        check_lora(self.retriever.llm, config.lora_rank, targets)
+        self.retriever.add_lora(config.lora_rank, ALPHA * config.lora_rank, config.seed, targets or None)
         llm_tokenizer, self.own_llm = self.retriever.tokenizer, None
         if config.llm and config.llm != config.backbone:
             llm_tokenizer, self.own_llm = load_backbone(config.llm, config.device, config.dtype)
@@ -117,14 +118,13 @@ class Run:
 
         ASSUMPTION: heads are scored on training examples in the training prompt, from the rows that predict the target.
         """
-        scores, seen = 0, 0
+        scores, seen, pools = 0, 0, self.pools(self.config.seed + 1)
         with self.judge() as llm:
-            for pool in self.pools(self.config.seed + 1):
+            while seen < HEAD_EXAMPLES:
+                pool = next(pools)
                 source = pool.source.to(llm.device)
                 scores = scores + score_heads(llm, *self.read(llm, pool.documents, pool.examples), source, self.config.head_rows) * len(source)
                 seen += len(source)
-                if seen >= HEAD_EXAMPLES:
-                    break
         scores = scores / seen
         self.heads = select_heads(scores, self.config.heads, self.config.head_choice, self.config.seed)
         return scores
@@ -166,7 +166,8 @@ class Run:
     def steps(self):
         """Endless (pool, own) for step(): this process's pools, or with --gather its part of everybody's pool."""
         stream, (place, size) = self.pools(self.config.seed), processes()
-        for group in iter(lambda: list(itertools.islice(stream, size)), None):
+        while True:
+            group = list(itertools.islice(stream, size))
             own, K = group[place], len(group[place].documents)
             if self.config.gather:
                 yield Pool([d for pool in group for d in pool.documents], own.examples), slice(place * K, (place + 1) * K)

@@ -1,11 +1,17 @@
 """What a user gets wrong is told in one line that helps, with exit code 2, and nothing is written."""
+import gzip
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, save_tiny, tiny_tokenizer, write_collection
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
 
 import data
 import evaluate
@@ -63,6 +69,10 @@ def test_good_input_works(flags, out, collection_folder):
     ("train.jsonl", ROW + ROW.replace("red", ""), ["train.jsonl:2:", "target", "empty"]),
     ("train.jsonl", "", ["train.jsonl"]),
     ("queries.jsonl", '{"_id": "q0"}\n', ["queries.jsonl:1:", "'text'"]),
+    ("train.jsonl", '{"query": "Which?", "target": "red"}\n', ["train.jsonl:1:", "'document'"]),
+    ("train.jsonl", ROW * 9, ["train.jsonl", "two different documents"]),
+    ("qrels/test.tsv", HEADER + "q0\td0\t9223372036854775808\n", ["test.tsv:2:", "nine"]),
+    ("qrels/test.tsv", HEADER + "q0\td0\t1_0\n", ["test.tsv:2:", "nine"]),
     ("qrels/test.tsv", HEADER + "q0\td0\tyes\n", ["test.tsv:2:", "number"])])
 def test_broken_files(flags, out, collection_folder, file, text, says):
     (collection_folder / file).write_text(text)
@@ -70,6 +80,47 @@ def test_broken_files(flags, out, collection_folder, file, text, says):
     assert all(part in message for part in says)
     if file != "train.jsonl":
         assert refused(evaluate.main, out, "--model", "bm25", "--data", collection_folder) == message
+
+
+@pytest.mark.parametrize("pack", [bytes, lambda line: gzip.compress(line, 1)])
+def test_a_line_of_100_mb_is_refused_without_reading_it_all(flags, out, collection_folder, pack):
+    """Tokenizers would need a hundred times its length. SQuAD's file is one line, and may be as long as it is."""
+    corpus = collection_folder / "corpus.jsonl"
+    line = DOCUMENTS.encode() + b'{"_id": "x", "text": "' + b"word " * 20_000_000 + b'"}\n'
+    corpus.unlink()
+    (corpus if pack is bytes else corpus.with_name("corpus.jsonl.gz")).write_bytes(pack(line))
+    for main, more in ((train.main, flags), (evaluate.main, ["--model", "bm25", "--data", collection_folder])):
+        assert "corpus.jsonl" in (message := refused(main, out, *more)) and ":9: a line of more than 10,000,000 bytes" in message
+    with pytest.raises(BadInput, match="not JSON"):
+        data.main(["squad", str(next(collection_folder.glob("corpus.*"))), str(out)])
+
+
+@pytest.mark.parametrize("name", ["x y", "x\ty", "", "x\u2028y"])
+def test_ids_that_a_run_file_cannot_hold_are_refused_before_any_work(out, collection_folder, tmp_path, monkeypatch, name):
+    """Everywhere else they are read as they are."""
+    with open(collection_folder / "corpus.jsonl", "a") as file:
+        file.write(json.dumps({"_id": name, "text": "text"}) + "\n")
+    assert len(load_corpus(collection_folder)) == 9
+    evaluation = ["--model", "bm25", "--data", str(collection_folder)]
+    evaluate.main(evaluation)
+    monkeypatch.setattr(evaluate, "retrieve", lambda *_, **__: pytest.fail("must be refused before any work is done"))
+    assert repr(name) in refused(evaluate.main, out, *evaluation, "--run", tmp_path / "out.run")
+
+
+@pytest.mark.parametrize("name", ["日本", "é", "../../x", "x'\"%{}", "x" * 500, "\u200b"])
+def test_other_ids_are_kept_as_they_are(collection_folder, tmp_path, name):
+    for file in (collection_folder / "corpus.jsonl", collection_folder / "qrels" / "test.tsv"):
+        file.write_text(file.read_text().replace("d3", name if file.suffix == ".tsv" else json.dumps(name)[1:-1]))
+    evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--run", str(tmp_path / "run")])
+    assert sum(line.split(" ")[2] == name for line in (tmp_path / "run").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["query", "target"])
+def test_questions_and_targets_that_do_not_fit_the_llm_are_refused(flags, out, collection_folder, short_folder, name):
+    row = {"query": "Which?", "target": "red", "document": "d0"}
+    with open(collection_folder / "train.jsonl", "a") as file:
+        file.write(json.dumps({**row, name: "very long " * 40}) + "\n")
+    assert "context holds 256" in refused(train.main, out, *flags, "--backbone", short_folder, "--pool", "2")
 
 
 def test_missing_folders_and_splits(flags, out, tmp_path, collection_folder):
@@ -129,6 +180,16 @@ def test_what_cannot_be_written_is_refused_before_any_work(flags, out, tmp_path,
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_where_the_system_lets_nobody_write(flags, collection_folder):
+    """Even root can make no folder in /proc."""
+    for main, more in ((train.main, [*flags, "--out", "/proc/none"]), (data.main, ["split", str(collection_folder), "/proc/none", "--share", ".3"]),
+                       (evaluate.main, ["--model", flags[1], "--data", str(collection_folder), "--device", "cpu", "--cache", "/proc/none"]),
+                       (evaluate.main, ["--model", "bm25", "--data", str(collection_folder), "--out", "/dev/full"])):
+        with pytest.raises(BadInput, match="cannot be written|No space left") as error:
+            main(more)
+        assert len(str(error.value).splitlines()) == 1
+
+
 def test_no_collection(out):
     assert "names no folder" in refused(evaluate.main, out, "--model", "bm25", "--data", ",")
 
@@ -138,7 +199,7 @@ def test_two_collections_of_one_name(flags, out, tmp_path):
     assert "two collections are called 'same'" in refused(train.main, out, *flags, "--eval", both)
 
 
-@pytest.mark.parametrize("device", ["cuda", "abacus"])
+@pytest.mark.parametrize("device", ["cuda", "abacus", "meta"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
 def test_a_device_that_is_not_there(flags, out, device):
     assert f"the device {device!r} is not there" in refused(train.main, out, *flags, "--device", device)
@@ -170,6 +231,64 @@ def test_a_folder_that_is_not_a_backbone(flags, out, tmp_path, collection_folder
         assert message.startswith(f"cannot load the backbone {str(folder)!r}: ") and "be reached" not in message
 
 
+def change(folder, file, **values):
+    """Other values in a JSON file of a model; None takes a key away."""
+    content = {**json.loads((folder / file).read_text()), **values}
+    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def weights(folder, at=None, **tensors):
+    """Cut a model's weight file, or replace some of its tensors."""
+    path = folder / "model.safetensors"
+    if at is not None:
+        path.write_bytes(path.read_bytes()[:at])
+    else:
+        save_file({**load_file(path), **tensors}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda f: (f / "model.safetensors").unlink(), "no file named model.safetensors"),
+    (lambda f: weights(f, -1000), "deserializing"), (lambda f: weights(f, 0), "deserializing"), (lambda f: weights(f, 5), "deserializing"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 4000), "header too large"),
+    (lambda f: weights(f, **{"model.norm.weight": torch.full((32,), torch.nan)}), "model.norm.weight has values that are no numbers"),
+    (lambda f: change(f, "config.json", num_hidden_layers=99), "weights are not in its files"),
+    (lambda f: change(f, "config.json", hidden_size="wide"), "hidden_size"), (lambda f: (f / "config.json").write_bytes(b"\xff{"), "config"),
+    (lambda f: (f / "tokenizer.json").write_text('{"half'), "cannot load"), (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
+    (lambda f: change(f, "tokenizer_config.json", eos_token=None, pad_token=None), "eos_token"),
+    (lambda f: change(f, "config.json", model_type="t5"), "t5")])
+def test_a_damaged_or_unsuitable_backbone_is_refused(flags, out, tiny_folder, tmp_path, collection_folder, damage, says):
+    """As retriever, as judge and where it is measured."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    damage(folder)
+    for main, more in ((train.main, [*flags, "--backbone", folder]), (train.main, [*flags, "--llm", folder]),
+                       (evaluate.main, ["--model", folder, "--data", collection_folder, "--device", "cpu"])):
+        assert says in refused(main, out, *more)
+
+
+def test_a_tokenizer_of_another_model_is_refused(flags, out, tmp_path, collection_folder):
+    """Its tokens would be rows that the embedding does not have."""
+    small = save_tiny(tmp_path / "small", vocab_size=100)
+    for main, more in ((train.main, [*flags, "--backbone", small]), (train.main, [*flags, "--llm", small]),
+                       (evaluate.main, ["--model", small, "--data", collection_folder, "--device", "cpu"])):
+        assert "its tokenizer has 257 tokens, the model knows 100" in refused(main, out, *more)
+
+
+def test_a_tokenizer_without_pad_is_as_good_as_any(flags, out, tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    for name, backbone in (("with", tiny_folder), ("without", folder)):
+        train.main([*flags, "--backbone", str(backbone), "--out", str(tmp_path / name)])
+        change(folder, "tokenizer_config.json", pad_token=None)
+    one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("with", "without"))
+    assert one == two
+
+
+def test_a_model_that_predicts_no_next_token_cannot_judge(flags, out, tmp_path):
+    BertModel(BertConfig(vocab_size=257, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer().save_pretrained(tmp_path / "bert")
+    assert "predicts no next token" in refused(train.main, out, *flags, "--backbone", tmp_path / "bert")
+    assert "cannot load the backbone" in refused(train.main, out, *flags, "--llm", tmp_path / "bert")
+
+
 @pytest.mark.parametrize("files", [{"retriever.json": "{}"}, {"retriever.json": "{", "adapter_config.json": "{}"}])
 def test_half_a_retriever(out, tmp_path, collection_folder, files):
     for name, text in files.items():
@@ -184,6 +303,8 @@ POSITIVE = ["--heads", "--likelihood-temperature", "--temperature", "--questions
 
 @pytest.mark.parametrize("flag, value", [
     *((flag, value) for flag in POSITIVE for value in ("0", "-1")), ("--heads", "13"), ("--pool", "1"),
+    *((flag, "9" * 20) for flag in ("--seed", "--lora-rank", "--document-tokens", "--embed-chunk", "--questions", "--steps", "--pool")), ("--lora-rank", "33"),
+    ("--seed", "-99999999999"), ("--lr", "1e300"), ("--temperature", "1e300"), ("--lora-targets", "q_proj,k_prjo"), ("--backbone", ""), ("--data", " "), ("--prompt", "{text} {text}"),
     ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--lora-targets", "q_prjo"), ("--lr", "inf"), ("--temperature", "inf"),
     *((flag, "nan") for flag in ("--temperature", "--lr", "--final-temperature"))])
 def test_impossible_hyperparameters(flags, out, flag, value):
@@ -218,6 +339,14 @@ def test_a_real_command_says_one_line_and_exits_with_2(tmp_path, script, wrong, 
     assert run.returncode == 2 and len(told) == 1
     assert told[0].startswith(f"{script}: ") and says in told[0]
     assert "Traceback" not in run.stdout + run.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag, value, says", [("--eval", "x" * 300, "File name too long"), ("--data", "x" * 300, "File name too long"), ("--out", "x" * 300, "too long"),
+                                               ("--prompt", b"\xff{text}", "not UTF-8"), ("--out", b"\xff", "not UTF-8")])
+def test_what_the_system_refuses_is_one_line_too(flags, tmp_path, flag, value, says):
+    run = subprocess.run([sys.executable, ROOT / "train.py", *flags, "--out", tmp_path / "out", flag, value], capture_output=True, cwd=tmp_path)
+    told = run.stderr.decode(errors="replace").splitlines()
+    assert run.returncode == 2 and len(told) == 1 and told[0].startswith("train.py: ") and says in told[0] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("wrong, says", [

@@ -14,7 +14,6 @@ from conftest import ROOT, write_collection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import convert
 import data
 from convert import first_text, jsonl, making, qrels, split, squad, stands
 from data import BadInput, Example, load_collection, load_corpus, load_examples, load_qrels, load_texts

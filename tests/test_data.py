@@ -2,16 +2,17 @@
 import gzip
 import json
 import random
+import runpy
 from collections import Counter
 from itertools import islice
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import ROOT, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from data import (INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, make_pools)
-from files import replacing
+from files import command, replacing
 
 A, B = '{"_id": "a", "text": "x"}\n', '{"_id": "b", "text": "y"}\n'
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -185,6 +186,34 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(BadInput, match="No space left"), replacing(path) as file:
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error, code, line", [(BadInput("f.jsonl:3: wrong"), 2, "tool.py: f.jsonl:3: wrong\n"),
+                                               (KeyboardInterrupt(), 130, "")])
+def test_a_command_ends_with_a_code_and_at_most_one_line(error, code, line, monkeypatch, capsys):
+    def fails():
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["some/folder/tool.py"])
+    with pytest.raises(SystemExit) as stop:
+        command(fails)
+    assert stop.value.code == code and capsys.readouterr() == ("", line)
+    ran = []
+    command(lambda: ran.append(True))  # no exit where all is well
+    assert ran and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("script, arguments, says", [
+    ("data.py", ["squad", "none.json", "out"], "none.json"), ("train.py", ["--data", "none"], "none: no such folder"),
+    ("evaluate.py", ["--model", "bm25", "--data", "none"], "none: no such folder")])
+def test_a_module_that_runs_as_a_script_tells_bad_input_in_one_line(script, arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(ROOT / script), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith(f"{script}: ") and says in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_examples_keep_their_order_without_outer_blanks(collection_folder):

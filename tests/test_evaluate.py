@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import evaluate
 import search as search_module
-from data import BadInput, Collection
+from data import BadInput, Collection, load_collection
 from evaluate import compute_metrics, search
 from output import rank, table, write_run
 
@@ -214,6 +214,8 @@ def test_geometry_by_hand():
     assert found["uniformity"] == pytest.approx(math.log(sum(math.exp(-2 * x) for x in apart) / 3), abs=1e-5)
     mean = [sum(d[i][c] for i in (0, 2, 5)) / 3 for c in range(5)]
     assert found["spread"] == pytest.approx(1 - sum(x * x for x in mean), abs=1e-5)
+    two = evaluate.geometry(torch.ones(1, 5), torch.tensor(d), torch.empty(0, 2).long(), torch.tensor([1, 4]))
+    assert two == pytest.approx({"spread": squared(d[1], d[4]) / 4, "uniformity": -2 * squared(d[1], d[4])}, abs=1e-5)
     assert evaluate.geometry(torch.ones(1, 2), torch.ones(3, 2), torch.empty(0, 2).long(), torch.tensor([0])) == {
         "spread": pytest.approx(0, abs=1e-6)}
 
@@ -322,6 +324,34 @@ def test_what_cannot_be_measured_is_a_dash(collection_folder, tiny_folder, tmp_p
 def test_bm25_finds_no_document_without_the_words():
     run, shape = evaluate.retrieve(evaluate.BM25(), Collection({"a": "plum", "b": "corn"}, {"q": "plum"}, {"q": {"b": 1}}))
     assert list(run["q"]) == ["a"] and shape == {}
+
+
+def test_a_prompt_and_a_length_on_the_command_line_decide_how_texts_are_read(collection_folder, tiny_folder, tmp_path, capsys):
+    out, prompt = tmp_path / "out.json", "say: {text} now"
+    evaluate.main(["--model", tiny_folder, "--data", str(collection_folder), "--device", "cpu", "--prompt", prompt,
+                   "--max-tokens", "30", "--out", str(out)])
+    retriever = evaluate.Retriever.load(tiny_folder, device="cpu")
+    retriever.set_prompt(prompt)
+    collection = load_collection(collection_folder)
+    whole = evaluate.evaluate(retriever, collection)
+    retriever.max_tokens = 30
+    expected, found = evaluate.evaluate(retriever, collection), json.loads(out.read_text())
+    assert found["max_tokens"] == 30 and "8 texts reach 30 tokens" in capsys.readouterr().err  # documents, but no query
+    assert {name: found["metrics"]["collection"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert whole["spread"] != pytest.approx(expected["spread"], abs=1e-3)
+
+
+@pytest.mark.parametrize("flags, says", [(["--max-tokens", "0"], "--max-tokens must be at least 1"), (["--data", ","], "names no folder"),
+                                         (["--run", "run.trec"], "the id 'd 3' is empty or has a space"), (["--plot", "x.txt"], "x.txt")])
+def test_what_cannot_work_is_refused_before_anything_is_loaded(flags, says, collection_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = collection_folder / "corpus.jsonl"
+    corpus.write_text(corpus.read_text() + '{"_id": "d 3", "text": "an id with a space"}\n')
+    monkeypatch.setattr(evaluate.Retriever, "load", lambda *_: pytest.fail("must not come so far"))
+    before = set(tmp_path.iterdir())
+    with pytest.raises(BadInput, match=says):
+        evaluate.main(["--model", "some model", "--data", str(collection_folder), *flags])
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_one_process_asks(monkeypatch, collection_folder):

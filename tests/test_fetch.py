@@ -486,5 +486,5 @@ def test_the_hubs_own_variables_hold(server, hub, out, tmp_path):
     told = run("hub:a/set", out.with_name("cached"), "hub:a/other", out.with_name("other"), HF_HUB_OFFLINE="1").stderr
     check(out.with_name("cached"), ["set"])
     last = told.strip().splitlines()[-1]
-    assert last.startswith("data.BadInput: hub:a/other: ") and "HF_HUB_OFFLINE" in last
+    assert last.startswith("files.BadInput: hub:a/other: ") and "HF_HUB_OFFLINE" in last
     assert not server.asked

@@ -187,6 +187,44 @@ def test_select_heads():
     drawn = select_heads(scores, 4, "random", seed=5)
     assert len(set(drawn)) == 4 and drawn == select_heads(scores, 4, "random", seed=5)
     assert any(drawn != select_heads(scores, 4, "random", seed=s) for s in range(9))
+    many = torch.arange(20.0).view(4, 5)
+    assert select_heads(many) == [(layer, head) for layer in (3, 2, 1, 0) for head in (4, 3, 2, 1, 0)][:16]  # the paper's number
+    assert select_heads(many, choice="random") == select_heads(many, 16, "random", seed=0)
+
+
+def test_an_llm_that_is_not_frozen_keeps_no_graph_where_none_is_needed():
+    llm = tiny_llm().requires_grad_()
+    input_ids, document_of, questions, target_mask, _ = pool([4, 6])
+    prefix = prefill(llm, input_ids, document_of)
+    assert not any(t.requires_grad for t in prefix.keys + prefix.values)
+    assert not score_heads(llm, prefix, questions, target_mask, torch.tensor([0, 1, 0])).requires_grad
+
+
+def test_no_more_is_computed_than_is_needed():
+    """Documents are read as far as the last layer's keys; vocabulary logits are made for rows that predict a target alone."""
+    llm, ran, logits = tiny_llm(), [], []
+    hooks = [llm.model.layers[-1].mlp.register_forward_hook(lambda *_: ran.append(True)),
+             llm.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.shape[1]))]
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    prefix = prefill(llm, input_ids, document_of)
+    assert not ran and not logits
+    score_heads(llm, prefix, questions, target_mask, torch.tensor([0, 1, 0]))
+    target_nll(llm, prefix, questions, target_mask, weights, HEADS)
+    assert logits == [1, int(target_mask.sum())]
+    [hook.remove() for hook in hooks]
+
+
+def test_tensors_are_made_where_the_inputs_are():
+    """A default device without data stands for every other device: what is made there can't meet the inputs."""
+    llm = tiny_llm()
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    source, results = torch.tensor([0, 1, 0]), []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            prefix = prefill(llm, input_ids, document_of)
+            results.append([score_heads(llm, prefix, questions, target_mask, source),
+                            target_nll(llm, prefix, questions, target_mask, weights, HEADS, "keep")])
+    assert all(map(torch.equal, *results))
 
 
 def test_the_graph_starts_at_the_first_injected_layer():
@@ -290,6 +328,54 @@ def test_a_context_that_is_too_long_is_refused():
     input_ids, document_of, *_ = pool([9, 9])
     with pytest.raises(BadInput, match="the input has 21 tokens, the LLM's context holds 16"):
         prefill(llm, input_ids, document_of)
+
+
+def test_the_context_must_hold_documents_and_the_longest_question():
+    """The last target is never an input: 13 tokens of documents and the longest question's 6 are 19."""
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    assert document_of.numel() == 13 and target_mask.nonzero()[:, 1].max() == 6 > target_mask[0].nonzero().max()
+    prefix = prefill(tiny_llm(), input_ids, document_of)
+    for room in (19, 18):
+        llm = tiny_llm(max_position_embeddings=room)
+        for work in (lambda: target_nll(llm, prefix, questions, target_mask, weights, HEADS),
+                     lambda: score_heads(llm, prefix, questions, target_mask, torch.tensor([0, 1, 0]))):
+            if room == 19:
+                assert work().isfinite().all()
+            else:
+                with pytest.raises(BadInput, match="the input has 19 tokens, the LLM's context holds 18"):
+                    work()
+
+
+def test_a_question_may_be_one_token():
+    llm = tiny_llm()
+    input_ids, document_of, questions, _, weights = pool([4, 6])
+    target_mask = torch.zeros(3, 9, dtype=torch.bool).index_fill(1, torch.tensor([1]), True)
+    loss = target_nll(llm, prefill(llm, input_ids, document_of), questions, target_mask, weights, HEADS)
+    torch.testing.assert_close(loss, naive_nll(llm, input_ids, document_of, questions, target_mask, weights, HEADS), atol=1e-5, rtol=0)
+
+
+def test_shapes_and_masks_that_do_not_fit_are_refused():
+    llm = tiny_llm()
+    input_ids, document_of, questions, target_mask, weights = pool([4, 6])
+    prefix = prefill(llm, input_ids, document_of)
+    for ids, of in ((input_ids[0], document_of), (input_ids, document_of[1:]), (input_ids.repeat(2, 1), document_of)):
+        with pytest.raises(AssertionError, match="input_ids must be"):
+            prefill(llm, ids, of)
+    for of in (torch.full_like(document_of, -1), document_of + (document_of >= 1).long(), document_of + 1 - (document_of < 0).long()):
+        with pytest.raises(AssertionError, match="every document needs at least one token"):
+            prefill(llm, input_ids, of)
+    with pytest.raises(AssertionError, match="must both be"):
+        target_nll(llm, prefix, questions[:, 1:], target_mask, weights, HEADS)
+    for row, column, value in ((1, slice(None), False), (2, 0, True)):  # one question without a target; one that is all target
+        wrong = target_mask.clone()
+        wrong[row, column] = value
+        with pytest.raises(AssertionError, match="targets must follow at least one token"):
+            target_nll(llm, prefix, questions, wrong, weights, HEADS)
+    for wrong in (weights[:2], weights[:, :1], weights[0]):
+        with pytest.raises(AssertionError, match="weights must be"):
+            target_nll(llm, prefix, questions, target_mask, wrong, HEADS)
+    with pytest.raises(AssertionError, match="budget is 'documents' or 'keep', not 'none'"):
+        target_nll(llm, prefix, questions, target_mask, weights, HEADS, "none")
 
 
 def test_loss_is_the_mean_over_target_tokens_alone():

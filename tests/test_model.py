@@ -1,5 +1,6 @@
 """The retriever: pooling, LoRA, and a saved folder that means the same everywhere."""
 import json
+import runpy
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from backbones import convert_gguf
 from conftest import ROOT, save_tiny, tiny_llm, tiny_tokenizer
 from data import BadInput
-from model import BACKBONES, Retriever, load_backbone
+from model import BACKBONES, Retriever, load_backbone, pool
 
 PLAIN = {"query": "", "document": ""}
 TEXTS = ["a", "the third text is by far the longest of them all", "two words"]
@@ -37,6 +38,19 @@ def test_embedding_is_the_last_hidden_state_of_the_last_token_with_unit_norm(kin
         hidden = made.llm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
         torch.testing.assert_close(vector, hidden / hidden.norm(), atol=1e-5, rtol=0)
     assert together.dtype == torch.float32 and together.shape == (3, 32)
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "cls", "mean"])
+def test_pooling_reads_a_text_s_own_tokens_alone(pooling):
+    generator = torch.Generator().manual_seed(0)
+    hidden, lengths = torch.randn(3, 5, 4, generator=generator), torch.tensor([5, 1, 3])
+    for row, length in enumerate(lengths):
+        hidden[row, length:] = torch.nan  # padding
+    own = [h[:n] for h, n in zip(hidden, lengths.tolist())]
+    expected = {"lasttoken": [h[-1] for h in own], "cls": [h[0] for h in own], "mean": [sum(h) / len(h) for h in own]}[pooling]
+    found = pool(hidden.nan_to_num(7.0) if pooling == "mean" else hidden, lengths, pooling)  # 0 x nan is nan
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert pool(hidden.half().nan_to_num(7.0), lengths, pooling).dtype == torch.float32
 
 
 def test_batches_do_not_matter():
@@ -259,6 +273,20 @@ def test_the_packaged_weights_are_a_language_model(real):
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(llm(ids).logits[0, -1].argmax()) == " Paris"
     assert isinstance(llm, AutoModelForCausalLM._model_mapping[type(llm.config)])
+
+
+def test_a_short_name_is_kept_for_readers_and_its_hub_id_for_others(tmp_path):
+    made = retriever()
+    made.name = "SmolLM2-135M"
+    made.save(tmp_path)
+    written = [json.loads((tmp_path / name).read_text()) for name in ("retriever.json", "adapter_config.json")]
+    assert written[0]["backbone"] == "SmolLM2-135M" and written[1]["base_model_name_or_path"] == BACKBONES["SmolLM2-135M"].hub
+
+
+def test_run_as_a_script_the_module_lists_its_backbones(capsys):
+    runpy.run_path(str(ROOT / "model.py"), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [(name, b.parameters, b.hub) for name, b in BACKBONES.items()]
 
 
 def test_the_table_of_backbones_names_one_packaged_default():

@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 
 import evaluate
 import train
-from conftest import ROOT, save_tiny, tiny_tokenizer
-from data import BadInput, Pool, load_collection
+from conftest import save_tiny, tiny_tokenizer
+from data import BadInput, load_collection
 from inject import target_nll
 from layers import checkpoint_layers, compile_layers
 from model import Retriever
@@ -204,6 +204,36 @@ def test_an_encoder_can_be_trained_if_another_model_judges(tiny_folder, collecti
     run.retriever.save(tmp_path / "saved")
     again = Retriever.load(tmp_path / "saved", device="cpu")
     torch.testing.assert_close(run.retriever.encode(["a text"], "query"), again.encode(["a text"], "query"), atol=1e-5, rtol=0)
+
+
+def test_the_prompt_of_a_run_stands_around_every_text(tiny_folder, collection_folder, tmp_path):
+    run = tiny_run(tiny_folder, collection_folder, "--prompt", "say: {text} now")
+    ids = sum((run.retriever.tokenizer(part, add_special_tokens=False).input_ids for part in ("say: a box", " now")), [])
+    assert run.tokenize(["a box"], "query") == run.tokenize(["a box"], "document") == [ids]
+    run.retriever.save(tmp_path / "saved")
+    assert Retriever.load(tmp_path / "saved", device="cpu").tokenize(["a box"], "query") == [ids]
+
+
+def test_a_pool_shared_by_one_process_is_its_own(tiny_folder, collection_folder):
+    curves = []
+    for more in ([], ["--gather"]):
+        run = tiny_run(tiny_folder, collection_folder, *more)
+        run.choose_heads()
+        curves.append([{name: value for name, value in record.items() if name != "seconds"} for record in train.train(run).curve])
+    assert len(curves[0]) == 3 and curves[0] == curves[1]
+
+
+def test_a_sign_that_nothing_is_learned_is_told_once(tiny_folder, collection_folder, monkeypatch, capsys):
+    asked = []
+
+    def symptom(curve, documents):
+        asked.append((len(curve), documents))
+        return "all alike" if len(curve) > 1 else None
+
+    monkeypatch.setattr(train, "symptom", symptom)
+    run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
+    train.train(run)
+    assert asked == [(1, 4), (2, 4)] and capsys.readouterr().err.count("step 2: all alike") == 1
 
 
 def test_a_trained_retriever_is_no_backbone(tiny_folder, collection_folder, tmp_path):

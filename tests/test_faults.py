@@ -1,0 +1,185 @@
+"""Faults injected on purpose, the rows of RELIABILITY.md that no other file has: what was written stays whole, what goes on is the same."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import checkpoints
+import evaluate
+import train
+from conftest import ROOT
+from test_cache import SCRIPT, collection, retriever
+from test_processes import TORCHRUN
+from test_resume import flags, outcome  # noqa: F401 (a fixture)
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+# ------------------------------------------------------------------------------------------------------------ killed
+
+
+ENCODER = """
+import json, os, random, signal, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+from test_cache import collection, retriever
+import evaluate
+from cache import Cache
+torch.set_num_threads(1)
+evaluate.ENCODE_CHUNK = 10
+
+def child(folder, out):
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        torch.save(evaluate.retrieve(Cache(retriever(), folder, tell=False), collection(), k=7), out)
+        os._exit(0)
+    return pid
+
+random.seed(3)
+folder, out = sys.argv[1:]
+start = time.monotonic()
+os.waitpid(child(folder + "-whole", out + "-whole"), 0)
+whole, killed, found = time.monotonic() - start, 0, []
+while killed < 20:
+    pid = child(folder, out)
+    time.sleep(random.random() * whole)
+    os.kill(pid, signal.SIGKILL)
+    killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    found.append(sorted(name for _, _, names in os.walk(folder) for name in names if name.endswith(".npy")))
+    if len(found[-1]) == 21:  # all is there; once more from the start
+        [os.remove(os.path.join(place, name)) for place, _, names in os.walk(folder) for name in names]
+assert os.waitstatus_to_exitcode(os.waitpid(child(folder, out), 0)[1]) == 0
+print(json.dumps(found))
+"""
+
+
+def test_kill_9_at_20_moments_of_cached_encoding_changes_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ENCODER.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    done = subprocess.run([sys.executable, script, tmp_path / "cache", tmp_path / "out"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0 and "damaged" not in done.stderr, done.stderr[-2000:]
+    assert torch.load(tmp_path / "out", weights_only=True) == torch.load(tmp_path / "out-whole", weights_only=True)
+    found = json.loads(done.stdout)
+    assert len(found) >= 20 and len(set(map(len, found))) > 2  # kills at different stages of the work
+    one, two = ({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.npy")} for folder in (tmp_path / "cache", tmp_path / "cache-whole"))
+    assert len(one) == 6 and one == two  # twenty chunks of five texts each, and the queries: equal chunks are one file
+
+
+def test_two_processes_fill_one_cache_and_both_are_right(tmp_path):
+    script = tmp_path / "script.py"
+    slow = "import numpy\nsave = numpy.save\nnumpy.save = lambda *to: (save(*to), time.sleep(.05))\n"  # so that both write the same file
+    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")).replace("made = ", f"{slow}made = "))
+    both = [subprocess.Popen([sys.executable, script, tmp_path / "cache", "slowly", tmp_path / f"{i}.pt"], env=ENVIRONMENT) for i in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    one, two = (torch.load(tmp_path / f"{i}.pt", weights_only=True)[:2] for i in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "ENCODE_CHUNK", 10)
+        assert one == two == evaluate.retrieve(retriever(), collection(), k=7)
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+@pytest.mark.parametrize("moment", [".safetensors", ".json"])
+@pytest.mark.parametrize("step", [2, 4])  # in the middle, and the last one
+def test_sigterm_during_a_checkpoint_leaves_it_whole(flags, tmp_path, monkeypatch, moment, step):  # noqa: F811
+    """The signal comes while a file of the checkpoint is open and half written."""
+    flags, real = [*flags, "--steps", "4"], checkpoints.replacing
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+
+    class Half:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.file.write(content[len(content) // 2 :])
+
+    @checkpoints.contextmanager
+    def slowly(path, mode="w"):
+        with real(path, mode) as file:
+            yield Half(file) if path.name == f"checkpoint-{step}{moment}" else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "replacing", slowly)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*flags, "--out", str(tmp_path / "broken")])
+    assert checkpoints.numbers(tmp_path / "broken")[0] == min(step + 1, 4) and not (tmp_path / "broken" / "result.json").exists()
+    train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+
+
+DEAD = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import torch, train
+from files import command
+torch.set_num_threads(1)
+real = train.Training.step
+def step(self, pools, stop):
+    if sys.argv[-1] != "--resume" and len(self.curve) == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, pools, stop)
+if sys.argv.pop(1) == "dies": train.Training.step = step
+command(train.main)
+"""
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_the_rest_goes_on_from_its_checkpoint(flags, tmp_path):  # noqa: F811
+    script = tmp_path / "script.py"
+    script.write_text(DEAD.format(root=str(ROOT)))
+    for how, out, more in (("lives", "whole", []), ("dies", "broken", []), ("lives", "broken", ["--resume"])):
+        done = subprocess.run([*TORCHRUN, script, how, *flags, "--steps", "5", "--eval", "", "--out", tmp_path / out, *more],
+                              capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+        assert (done.returncode == 0) == (how == "lives"), done.stderr[-2000:]
+        if how == "dies":
+            assert checkpoints.numbers(tmp_path / "broken") == [2]
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+
+
+# --------------------------------------------------------------------------------------------------------- full disk
+
+
+FULL = """
+import os, resource, sys
+sys.path.insert(0, {root!r})
+import torch, train
+from files import command
+torch.set_num_threads(1)
+for limit in map(int, sys.argv[2].split(",")):
+    if os.fork() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file grows beyond: "File too large", as on a full disk
+        sys.stderr = open(os.path.join(sys.argv[1], str(limit)), "a")
+        out = os.path.join(sys.argv[1], "run-" + str(limit))
+        try:
+            command(lambda: train.main([*sys.argv[3:], "--out", out]))
+        except SystemExit as stop:
+            os._exit(stop.code or 0)
+        except BaseException:
+            os._exit(99)
+        os._exit(0)
+    print(limit, os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_disk_that_is_full_at_any_file_is_one_line_and_the_run_goes_on_when_there_is_room(flags, tmp_path):  # noqa: F811
+    """The sizes lie between those of the files that a run writes, so that each of them is the first that finds no room."""
+    flags = [*flags, "--steps", "2", "--eval", ""]
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    limits = sorted({p.stat().st_size - 1 for p in (tmp_path / "whole").rglob("*") if p.is_file()} | {3000})  # that of a checkpoint's JSON
+    script = tmp_path / "script.py"
+    script.write_text(FULL.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, script, tmp_path, ",".join(map(str, limits)), *flags], capture_output=True, text=True, env=ENVIRONMENT)
+    codes = dict(map(int, line.split()) for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \d+", line))
+    assert sorted(codes) == limits and set(codes.values()) <= {0, 2} and codes[limits[0]] == 2, (codes, done.stderr[-2000:])
+    for limit in limits:
+        told, out = (tmp_path / str(limit)).read_bytes(), tmp_path / f"run-{limit}"
+        assert codes[limit] == 0 or b"Traceback" not in told and not list(out.glob("*.part")), limit
+        if codes[limit] == 2:
+            train.main([*flags, "--out", str(out), "--resume"])
+        assert outcome(out) == outcome(tmp_path / "whole"), limit
