@@ -30,7 +30,10 @@ READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers hands a ready m
 
 
 class Reading:
-    """What replaces a layer's attention during one pass. __call__(layer, q, k, v, scaling) -> (1, H, N, d)."""
+    """What replaces a layer's attention during one pass. __call__(layer, query, key, value, scaling) -> (1, H, N, d).
+
+    query: (1, H, N, d); key, value: (1, H_kv, N, d); scaling: 1 / sqrt(d).
+    """
 
     def __init__(self):
         self.layers_seen = []

@@ -22,7 +22,7 @@ def option(default, help, **more):
 
 @dataclass
 class Config:
-    # ASSUMPTION: what the paper leaves open is decided by these defaults: LoRA's rank, the learning rate, the temperature,
+    # ASSUMPTION: what the paper leaves open is decided by these defaults: the training data, LoRA's rank, the learning rate, the temperature,
     # the numbers of candidates and questions, the budget.
     backbone: str = option("SmolLM2-135M", "the retriever's base: a short name (python model.py lists them), hub id, folder or .gguf")
     llm: str = option("", "the frozen LLM that judges, if not the backbone itself")

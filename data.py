@@ -97,7 +97,7 @@ def read_jsonl(path, *fields):
 
 
 def read_texts(path, seen):
-    """Yield (line number, {"_id", "title", "text"}) of corpus.jsonl or queries.jsonl; the caller keeps the ids `seen`."""
+    """Yield (line number, {"_id", "title", "text"}) of corpus.jsonl or queries.jsonl; seen: the ids so far, to which the caller adds each."""
     number = 0
     for number, row in read_jsonl(path, "_id", "text"):
         if row["_id"] in seen:
@@ -120,7 +120,7 @@ def load_texts(path):
 
 def load_qrels(path):
     """Judgments -> {query id: {document id: relevance}}; BEIR's three columns below a header, or TREC's four without."""
-    qrels, trec = {}, None
+    qrels, trec = {}, None  # None: not known before the first line
     for number, line in read_lines(path):
         cells = line.split()
         if trec is None:
@@ -239,7 +239,7 @@ def make_pools(examples, order, documents, questions, neighbours, seed=0):
 
 
 # --------------------------------------------------------------------------------------------------------- prompts
-# ASSUMPTION: the paper prints no prompt; a document's header belongs to the document.
+# ASSUMPTION: the paper prints no prompt; header and closing blank line belong to the document, the newline behind an answer to the target.
 INTRODUCTION = "Answer the questions using the documents.\n\n"
 DOCUMENT = "Document {number}:"
 QUESTION = "Question: {query}\nAnswer:"
@@ -280,7 +280,7 @@ class Prompts:
 
 
 def main(argv=None):
-    import commands  # a table of them
+    import commands  # here, because it imports this module
     commands.main(argv)
 
 

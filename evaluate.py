@@ -8,7 +8,6 @@
 Metrics are means over the judged queries, as trec_eval defines them: a query that the run misses counts 0, a document
 without judgment is not relevant, gains are linear, equal scores (compared as float32) are ordered by document id,
 descending. A corpus is encoded and searched a chunk at a time; neither all scores nor all embeddings are ever held.
-Needs nothing but the folder and the collection; knows nothing of training.
 """
 import argparse
 import os
@@ -78,9 +77,9 @@ def compute_metrics(run, qrels, ks=(1, 3, 5, 10, 100)):
     total = relevant.clip(min=1)
     result = {}
     for k in ks:
-        best = (ideal * discount)[:, :k].sum(1)
+        top = (ideal * discount)[:, :k].sum(1)
         values = {
-            "ndcg": (gains * discount)[:, :k].sum(1) / np.where(best > 0, best, 1),
+            "ndcg": (gains * discount)[:, :k].sum(1) / np.where(top > 0, top, 1),
             "map": (precisions * hits)[:, :k].sum(1) / total,
             "recall": hits[:, :k].sum(1) / total,
             "precision": hits[:, :k].sum(1) / k,

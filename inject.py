@@ -11,7 +11,9 @@ retriever through these heads, and through nothing else.
     (5)  L_b = - 1/|y| sum_i log p( y_i | d_1..d_K, q_b, y_<i ; w_b )
     (6)  score(h) = the attention mass that head h puts on the source document, from the rows that predict the target
 
-Nothing of the LLM is copied or patched: a `Reading` takes the place of each layer's attention (attention.py).
+Nothing of the LLM is copied or patched: in one pass, `forward`, a `Reading` takes the place of each layer's attention
+(attention.py). read_prefix and read_own are attention to the documents and to the question's own past, each with lse, the
+log of the sum of exp(logit); read_both joins them into one softmax.
 
 Two facts make a step cheap, and both are exact. Documents come before every question, so their rows never see the
 weights: they are read once, without gradients (`prefill`). And the questions need not be padded or batched: they are
@@ -102,7 +104,7 @@ def prefill(llm, input_ids, document_of):
 def pack(prefix, input_ids, target_mask):
     """(B, T) right-padded questions with targets -> Suffixes. Whatever follows a question's last target is padding."""
     assert input_ids.shape == target_mask.shape, "input_ids and target_mask must both be (B, T)"
-    assert target_mask[:, 1:].any(1).all() and not target_mask[:, 0].any(), "targets must follow at least one token"
+    assert target_mask[:, 1:].any(1).all() and not target_mask[:, 0].any(), "every question needs targets, after at least one token"
     column = torch.arange(input_ids.shape[1], device=input_ids.device)
     last = torch.where(target_mask, column, -1).amax(1, keepdim=True)  # (B, 1): the last target is never an input
     inputs = column < last  # (B, T): the tokens that are read
@@ -206,7 +208,9 @@ class Inject(Reading):
         return output[None].to(value)
 
     def inject(self, query, keys, values, own, own_lse):
-        """query, own: (n, N, d); keys, values: (n, L, d); own_lse: (n, N, 1) -> (n, N, d)."""
+        """query, own: (n, N, d); keys, values: (n, L, d); own_lse: (n, N, 1) -> (n, N, d).
+
+        own: what a softmax over the question's own past reads; own_lse: the log of its denominator."""
         logits = query @ keys.transpose(1, 2)  # (n, N, L)
         documents = read_documents(logits, values, self.prefix, self.weights)
         if self.budget == "documents":

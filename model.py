@@ -8,7 +8,8 @@ same weights, held once in memory, are the frozen LLM that judges it. A saved re
 
 Symbols used everywhere: B questions, K documents in the pool, L tokens of the documents' prompt, T tokens of a padded
 row, N tokens of all questions packed, D the embedding's width, H heads, H_kv key-value heads, d a head's width, tau
-the temperature, R rows that predict a target, C columns (keys) of attention, n injected heads of a layer;
+the temperature, R rows that predict a target, M tokens of the longest document, n injected heads of a layer (where texts are
+encoded or searched, N and M count texts);
 query_emb (B, D), doc_emb (K, D), scores (B, K), weights (B, K).
 Names, folders and hub ids are looked up in backbones.py, other people's encoders in peers.py, PEFT's files in adapters.py.
 Left out: a folder for sentence-transformers, with the adapters folded in (export.py).
@@ -157,7 +158,7 @@ class Retriever:
         self.suffix_ids = self.tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
 
     def set_prompt(self, prompt):
-        """The same of one `prompt` for both kinds, which has {text} in it once. Raises BadInput."""
+        """Both kinds get one `prompt`, with {text} in it once: what stands before and behind a text. Raises BadInput."""
         before, found, suffix = prompt.partition("{text}")
         if not found or "{text}" in suffix:
             raise BadInput(f"--prompt must have {{text}} in it once, not {prompt!r}")
@@ -168,12 +169,13 @@ class Retriever:
 
         The suffix's tokens are appended as they are, never joined with the text's last: an exported tokenizer does the same.
         """
+        assert not isinstance(texts, str), "texts is a list of texts"
         room = (max_tokens or self.max_tokens) - len(self.suffix_ids)
         if room <= (added := self.tokenizer.num_special_tokens_to_add()):  # then the tokenizer would not cut at all
             raise BadInput(f"{max_tokens or self.max_tokens} tokens leave no room for a text beside the suffix {self.suffix!r} "
                            f"and {added} tokens that the tokenizer adds")
         rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True, max_length=room).input_ids
-        return [row + self.suffix_ids or [self.tokenizer.eos_token_id] for row in rows]
+        return [(row + self.suffix_ids) or [self.tokenizer.eos_token_id] for row in rows]  # at least one token
 
     def embed(self, rows):
         """Lists of token ids -> (N, D) float32, unit norm, with gradients to the adapters."""

@@ -27,7 +27,7 @@ CLASSROOM = {  # name -> flags of train.py; three seeds each
     "dream-random-heads": "--head-choice random",
 }
 ABLATIONS = {  # seed 0 alone, beside "dream"
-    "heads-4": "--heads 4", "heads-8": "--heads 8", "heads-32": "--heads 32", "heads-64": "--heads 64", "heads-all": "--head-choice all",
+    "heads-1": "--heads 1", "heads-4": "--heads 4", "heads-8": "--heads 8", "heads-32": "--heads 32", "heads-64": "--heads 64", "heads-all": "--head-choice all",
     "budget-keep": "--budget keep", "pool-4": "--pool 4 --questions 4", "pool-8": "--pool 8 --questions 8",
     "pool-32": "--pool 32 --questions 32", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
     "head-rows-question": "--head-rows question",

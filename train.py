@@ -221,7 +221,7 @@ class Training:
 
 def train(run, log=lambda record: None, save=lambda training: None, training=None):
     """The loop, from where `training` is to the last step. log(record) is called once a step, save(training) now and then:
-    every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), and before a step that is no number."""
+    every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), and when a step's loss is not a number."""
     training, config = training or Training(run), run.config
     done, warned = len(training.curve), None
     steps = itertools.islice(run.steps(), done * config.accumulate, None)  # a resumed run goes on where the stream was
@@ -266,7 +266,7 @@ def carry_out(run, out, first, clock, argv):
     """Everything between loading and the table: measure, choose heads or resume, train, save, measure again."""
     config, training, own = run.config, Training(run), identity(run)
     if config.resume and finished(out, config):
-        return print(f"{out}: the run is finished, there is nothing to resume" * first)
+        return print(f"{out}: the run is finished, there is nothing to resume") if first else None
     tensors, about = newest_checkpoint(out, own) if config.resume else (None, None)
     if about:
         training.load(tensors, about)

@@ -2,8 +2,8 @@
 
 Question
     Write `score_heads`: of every head the attention that it puts on the source document (the one that has the answer), from
-    the rows that predict the target. The mean over a question's rows first, then over the questions. `read_question` gives
-    you the attention of one question. (The reference's `rows="question"` is not asked for.)
+    the rows that predict the target. The mean over a question's rows first, then over the questions. `read_question(llm, prefix, row)`
+    returns (attention, logits) of one question, attention (layers, heads, T, L + T). (The reference's `rows="question"` is not asked for.)
 
 Why it matters
     A few heads copy the answer out of the right document; most do something else. Put the weights into 16 random heads and

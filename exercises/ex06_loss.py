@@ -2,7 +2,8 @@
 
 Question
     Write `target_nll` for the untouched LLM (heads=None): the mean of -log p over a question's target tokens, one number for
-    each question. `read_question` gives you the logits. Leave weights, heads and budget alone here.
+    each question. `read_question(llm, prefix, row)`, for one question's row (T,), returns (attention, logits),
+    logits (T, vocabulary); padding on the right changes nothing before it. Leave weights, heads and budget alone here.
 
 Why it matters
     This is the only teacher that the retriever has. Two slips leave the loss plausible and the training worthless: reading
@@ -15,12 +16,13 @@ Hint
 
 Expected number
     python exercises/ex06_loss.py prints 5.549
-    (a model of zeros holds each of 257 tokens for equally likely: ln 257)
+    (a model of zeros takes each of the 257 tokens to be equally likely: ln 257)
 
 Minutes
     10
 """
 import torch
+import torch.nn.functional as F
 
 from given import read_prefix, read_question, tiny_llm
 

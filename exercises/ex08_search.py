@@ -27,7 +27,7 @@ import torch
 def search(queries, documents, k, chunk=None, found=None, offset=0):
     """Exact search by inner product: (N, D) and (M, D) -> (scores, indices), each (N, min(k, M)), best first; float32, long.
 
-    chunk: how many documents are scored at a time (None: your choice); found: an earlier result, on documents that come
+    chunk: how many documents are scored at a time (None: your choice); found: an earlier (scores, indices), on documents that come
     before these; offset: added to the indices of these. Equal scores keep corpus order.
     """
     raise NotImplementedError("exercise 8 is not written yet: exercises/ex08_search.py")

@@ -421,6 +421,7 @@ def test_pytest_checks_the_student_s_own_file(tmp_path):
     assert code == 1 and "2 failed, 8 deselected" in output and "Traceback" not in output
     assert re.search(r"^exercise 1 is not written yet: exercises/ex01_pooling.py$", output, re.MULTILINE)
     (tmp_path / "exercises" / "ex03_reading.py").write_text(solved(3))
+    (tmp_path / "exercises" / "ex02_weights.py").write_text("def broken(:\n")  # concerns no other exercise
     code, output = check("ex3")
     assert code == 0 and "1 passed, 9 deselected" in output
 

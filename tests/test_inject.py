@@ -369,7 +369,7 @@ def test_shapes_and_masks_that_do_not_fit_are_refused():
     for row, column, value in ((1, slice(None), False), (2, 0, True)):  # one question without a target; one that is all target
         wrong = target_mask.clone()
         wrong[row, column] = value
-        with pytest.raises(AssertionError, match="targets must follow at least one token"):
+        with pytest.raises(AssertionError, match="every question needs targets"):
             target_nll(llm, prefix, questions, wrong, weights, HEADS)
     for wrong in (weights[:2], weights[:, :1], weights[0]):
         with pytest.raises(AssertionError, match="weights must be"):
