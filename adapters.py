@@ -8,6 +8,7 @@
 Everything else that an adapter_config.json can say and that would change an embedding is refused by name, never ignored.
 LAYER is a name in the causal language model, or in the model without its vocabulary head: both are read. Reference: peft.
 """
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ def check_config(source, config):
     for name, kind in kinds.items():
         if not isinstance(config.get(name), kind):
             raise BadInput(f"{source}: {CONFIG} says {name} = {config.get(name)!r}, which is not as PEFT writes it")
+    for name, most in (("r", int), ("lora_alpha", (int, float)), ("rank_pattern", int), ("alpha_pattern", (int, float))):
+        values = (config.get(name) or {}).values() if name.endswith("pattern") else [config[name]]
+        if (wrong := [x for x in values if isinstance(x, bool) or not isinstance(x, most) or not 0 < x < math.inf]):
+            raise BadInput(f"{source}: {CONFIG} says {name} = {wrong[0]!r}, which is not as PEFT writes it")
+    if isinstance(config["target_modules"], list) and not all(isinstance(name, str) for name in config["target_modules"]):
+        raise BadInput(f"{source}: {CONFIG} says target_modules = {config['target_modules']!r}, which is not as PEFT writes it")
+    if not config["base_model_name_or_path"] or not isinstance(config.get("use_rslora") or False, bool):
+        raise BadInput(f"{source}: {CONFIG} names no base, or says use_rslora = {config.get('use_rslora')!r}; not as PEFT writes it")
     try:
         for expression in (*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ()),
                            *(config[name] for name in ("target_modules", "exclude_modules") if isinstance(config.get(name), str))):

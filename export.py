@@ -13,13 +13,14 @@ one that ends in spaces, has another embedding there. Left out: uploading it.
 """
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import tokenizers
 import torch
 
 from adapters import write_adapter
-from backbones import BACKBONES, is_hub_id
+from backbones import BACKBONES, is_hub_id, packaged_file
 from convert import making
 from files import BadInput, command, write_json
 from model import Retriever
@@ -186,11 +187,10 @@ CARD = """{front}
 
 # {title}
 
-A dense retriever trained with DREAM (Tang & Yang 2026, arXiv 2606.24667): through the next-token loss of a frozen language
-model, without positive or negative labels. Its base is {base}{licence}.
+{how} Its base is {base}{licence}.
 
 {width} dimensions, {pooling} pooling, {norm}; {tokens}.
-
+{exact}
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer("{title}"){needs}
@@ -210,22 +210,41 @@ Measured when it was trained, with this project's `evaluate.py`, whose metrics a
 
 {training}
 
-## Assumptions and deviations
+## Assumptions of this implementation of DREAM
+
+The settings above say what this model was trained with.
 
 {assumptions}
 """
+HOW = {  # objective -> what the card says first; None: not recorded
+    "dream": "A dense retriever trained with DREAM (Tang & Yang 2026, arXiv 2606.24667): through the next-token loss of a frozen language "
+             "model, without positive or negative labels.",
+    "infonce": "A dense retriever trained by InfoNCE with its questions' source documents as labels, as a baseline for DREAM (arXiv 2606.24667).",
+    "replug": "A dense retriever trained by RePlug's loss from the likelihoods of a frozen language model, as a baseline for DREAM (arXiv 2606.24667).",
+    "emdr": "A dense retriever trained by EMDR2's loss from the likelihoods of a frozen language model, as a baseline for DREAM (arXiv 2606.24667).",
+    None: "A dense retriever; how it was trained is not recorded."}
+
+
+QUANTIZED = ("The adapter was trained on the base's packaged weights, which are quantized (Q4_1); on the hub's own weights embeddings differ somewhat. "
+             "Export the merged model for the same embeddings.")
+
+
+def packaged(retriever):
+    """Do the base's weights come from the package, and not from the hub id that an adapter names?"""
+    return retriever.name in BACKBONES and packaged_file(BACKBONES[retriever.name]) is not None
 
 
 def write_card(folder, title, retriever, result, adapter_only):
     """README.md, for people and for the hub."""
     known, suffix, base = BACKBONES.get(retriever.name), retriever.suffix, retriever.hub_name()
     (folder / "README.md").write_text(CARD.format(
-        front=front_matter(retriever, adapter_only), title=title, base=base,
+        front=front_matter(retriever, adapter_only), title=title, base=base, how=HOW.get((result.get("config") or {}).get("objective"), HOW[None]),
         licence=f" (licence: {known.licence}, which holds for this model too)" if known else "; its licence holds for this model too",
         width=retriever.llm.config.hidden_size, pooling={"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}[retriever.pooling],
         norm="unit norm" if retriever.normalize else "compared by their inner product",
         tokens="texts are not cut" if retriever.max_tokens >= UNLIMITED else f"texts are cut at {retriever.max_tokens} tokens",
         needs=f"    # reads the base, {base}, and needs peft" if adapter_only else "",
+        exact=f"\n{QUANTIZED}\n" if adapter_only and packaged(retriever) else "",
         query=retriever.prompts["query"], document=retriever.prompts["document"],
         suffix=f"\nThe tokenizer itself puts `{suffix!r}` behind every text; a text that is too long is cut before it." if suffix else "",
         results=measured(result), training=trained(result), assumptions=assumptions()), encoding="utf-8")
@@ -278,6 +297,8 @@ def main(argv=None):
                         "(default: %(default)s, which keeps the embeddings)")
     args = parser.parse_args(argv)
     difference = export(args.run, args.out, args.adapter_only, args.dtype)
+    if args.adapter_only and QUANTIZED in (Path(args.out) / "README.md").read_text(encoding="utf-8"):
+        print(f"{args.out}: {QUANTIZED[0].lower()}{QUANTIZED[1:]}", file=sys.stderr)
     size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:,.1f} MB; read again, embeddings differ from {args.run}'s by at most {difference:.1e}")
 

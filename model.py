@@ -73,7 +73,7 @@ def attach(llm, adapter):
     theirs = prefix if any(name.startswith(prefix) for name in tensors) else ""
     for name, module in list(llm.named_modules()):
         layer_name = theirs + name.removeprefix(prefix)
-        if not isinstance(module, nn.Linear) or module is head or not (layer_name in tensors or adapter.has(layer_name)):
+        if not isinstance(module, nn.Linear) or module is head or not adapter.has(layer_name):
             continue
         layer, found = LoRALinear(module, *adapter.strength(layer_name)), tensors.pop(layer_name, {})
         for part in PARTS:

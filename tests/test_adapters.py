@@ -182,6 +182,12 @@ def refused(folder, message):
     ({"rank_pattern": ["q"]}, "rank_pattern"), ({"target_modules": "(q"}, "no regular expression: .q"), ({"alpha_pattern": {"(q": 2}}, "no regular expression"),
     ({"target_modules": ["q_proj", "up_proj", "k_proj"]}, "lacks base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"),
     ({"r": 5}, "q_proj.lora_A.weight, or has it in another shape"), ({"rank_pattern": {"up_proj": 2}}, "up_proj.lora_A.weight, or has it in another shape"),
+    ({"target_modules": ["q_proj"]}, "tensors that fit nowhere: model.layers.0.mlp.up_proj"),
+    ({"exclude_modules": ["q_proj"]}, "tensors that fit nowhere: model.layers.0.self_attn.q_proj"), ({"target_modules": []}, "tensors that fit nowhere"),
+    ({"target_modules": [1]}, r"target_modules = \[1\]"), ({"r": 0}, "r = 0, which"), ({"r": -1}, "r = -1"), ({"r": True}, "r = True"),
+    ({"rank_pattern": {"q_proj": 0}}, "rank_pattern = 0"), ({"rank_pattern": {"q_proj": 4.0}}, "rank_pattern = 4.0"),
+    ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern = None"), ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern = 'x'"),
+    ({"lora_alpha": float("nan")}, "lora_alpha = nan"), ({"use_rslora": "yes"}, "use_rslora = 'yes'"), ({"base_model_name_or_path": ""}, "names no base"),
     ({"base_model_name_or_path": "./nowhere"}, "unknown backbone './nowhere'")])
 def test_what_is_not_supported_is_refused_by_name(folder, changes, message):
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -202,6 +202,23 @@ def test_the_card_says_what_it_is(out):
     assert export.assumptions().startswith("The paper leaves these open") and export.assumptions() in body
 
 
+@pytest.mark.parametrize("objective, says", [("dream", "without positive or negative labels"), ("infonce", "source documents as labels"),
+                                             ("emdr", "EMDR2's loss"), (None, "how it was trained is not recorded")])
+def test_the_card_never_claims_another_training(run, tmp_path, objective, says):
+    export.write_card(tmp_path, "mine", Retriever.load(run, device="cpu"), {"config": {"objective": objective}} if objective else {}, False)
+    first = (tmp_path / "README.md").read_text().split("---\n")[2].split("## ")[0]
+    assert says in first and ("without positive or negative labels" in first) == (objective == "dream")
+
+
+def test_an_adapter_says_that_its_base_was_quantized(tmp_path, monkeypatch):
+    made = Retriever("SmolLM2-135M", tiny_tokenizer(), tiny_llm())
+    for there in (True, False):
+        monkeypatch.setattr(export, "packaged_file", lambda backbone: tmp_path if there else None)
+        for adapter_only in (True, False):
+            export.write_card(tmp_path, "mine", made, {}, adapter_only)
+            assert (export.QUANTIZED in (tmp_path / "README.md").read_text()) == (there and adapter_only)
+
+
 @pytest.mark.parametrize("name, licence", [("SmolLM2-135M", "apache-2.0"), ("Llama-3.2-3B", "llama3.2")])
 def test_the_card_of_a_known_base_has_its_licence(name, licence):
     made = Retriever(name, tiny_tokenizer(), tiny_llm())
