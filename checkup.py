@@ -9,6 +9,7 @@ after training; injection is that of the naive implementation; some training ste
 resident memory so far. Every fault is a line, and exit code 1. Left out: how good a retriever it becomes (train.py, evaluate.py).
 """
 import argparse
+import importlib.util
 import random
 import resource
 import sys
@@ -22,7 +23,7 @@ from backbones import find_backbone
 from bench import judged
 from data import QUESTION, Collection, load_collections
 from evaluate import evaluate
-from files import command, write_json
+from files import BadInput, command, write_json
 from inject import select_heads, target_nll
 from measure import alone
 from record import Clock, about_run
@@ -205,6 +206,10 @@ def main(argv=None):
     parser.add_argument("--keep", help="write the trained adapter and the heads here, and open the adapter with peft")
     parser.add_argument("--out", help="write the figures here, as JSON")
     args = parser.parse_args(argv)
+    if args.out and not Path(args.out).absolute().parent.is_dir():  # or all the work would be lost
+        raise BadInput(f"{args.out}: cannot be written; name a file in a folder that is there")
+    if args.keep and not importlib.util.find_spec("peft"):
+        raise BadInput("--keep opens the adapter with peft, which is not installed: pip install -r requirements-peers.txt")
     figures = examine(args)
     if args.out:
         write_json(args.out, {**about_run("checkup.py", argv), "threads": torch.get_num_threads(), **figures})

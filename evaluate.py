@@ -198,8 +198,8 @@ def parse(argv=None):
         raise BadInput("--run takes one collection, and a file of its own")
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput("--max-tokens must be at least 1")
-    if args.ask is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise BadInput("--ask is for one process")
+    if args.ask is not None and ("," in args.data or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise BadInput("--ask is for one process and one folder")
     return args
 
 

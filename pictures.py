@@ -99,9 +99,10 @@ def curves(groups):
         ax.set_ylim(0, 1.02)
         for pool in sorted(chances):
             ax.axhline(1 / pool, color=GREY, linestyle=":", linewidth=1.4, label=f"by chance: 1/{pool}")
-    for ax, name in zip(axes, names):
+    for ax, name, unit in zip(axes, names, ["weight", "share of questions", *["loss"] * len(objectives)]):
         ax.set_title(textwrap.fill(name, 30 if columns == 3 else 50))
         ax.set_xlabel("step")
+        ax.set_ylabel(unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(True)
     several = any(len(results) > 1 for results in groups.values())

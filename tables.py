@@ -148,11 +148,11 @@ def checkup():
         return "not run\n"
     model, nll, steps = found["model"], found["nll"], found["training"]["curve"]
     name, before = next(iter(found["training"]["before"].items()))
-    rows = [("loaded as", f"{model['class']}, {model['layers']} layers, {model['parameters'] / 1e6:.0f}M weights"),
+    rows = [("loaded as", f"{model['class']}, {model['layers']} layers, {model['parameters'] / 1e6:.0f}M weights, the vocabulary's twice"),
             ("questions answered from their document", f"{sum(a['right'] for a in found['answers'])} of {len(found['answers'])}"),
             ("heads that look at the source document", ", ".join(f"({layer},{head}) {cell([score])}" for layer, head, score in found["heads"][:6])),
             ("target NLL, query-focused heads: gold, uniform, wrong weights", ", ".join(f"{nll[f'query-focused, {w}']:.2f}" for w in ("gold", "uniform", "wrong"))),
-            ("random heads; untouched", ", ".join(f"{nll[f'random, {w}']:.2f}" for w in ("gold", "uniform", "wrong")) + f"; {nll['untouched']:.2f}"),
+            ("the same with random heads; the untouched LLM", ", ".join(f"{nll[f'random, {w}']:.2f}" for w in ("gold", "uniform", "wrong")) + f"; {nll['untouched']:.2f}"),
             ("embeddings, against transformers' own forward pass", f"{found['embeddings']['difference']:.0e}"),
             ("of the trained adapter, in peft", f"{found['trained embeddings']['difference']:.0e}" if "trained embeddings" in found else "not run"),
             ("losses and gradients, against full sequences", f"{found['injection']['losses']:.0e}, {found['injection']['gradients, relative']:.0e} of the largest"),
@@ -173,7 +173,7 @@ def costs():
             ("share of a DREAM step outside matrix products and fused attention", f"{step['outside_products']:.0%}", step),
             ("against the naive implementation: a step; the judge's part alone", f"{ratios['time of a step']:.0f} times as fast; "
              f"{ratios['time of the judge']:.0f} times", naive),
-            ("its memory, one question's graph at a time; all graphs at once (slope of two)", f"{ratios['memory of the judge']:.0f} times less; "
+            ("its memory, one question's graph at a time; the graphs of all questions at once, from one and two of them", f"{ratios['memory of the judge']:.0f} times less; "
              f"{ratios['memory, all graphs']:.0f} times", naive),
             ("encoder forward and backward, against peft's LoRA", f"{peft['ratios']['peft / ours']:.2f} times as fast", peft),
             ("encoding, against sentence-transformers", f"{peers['encoding']['ratio']:.2f} times as fast", peers),
@@ -208,7 +208,7 @@ def growth():
 def options():
     """A step's time with an option, in plain steps, and what its loss says."""
     figures = read("bench-options")
-    lines = ["| option | time of the plain step | loss | first step, s |", "|---|---|---|---|"]
+    lines = ["| option | time, in plain steps | loss | first step, s |", "|---|---|---|---|"]
     lines += [f"| {name} | {ratio:.2f} | {figures['losses'][name]:.4f} | {figures['first_seconds'][name]:.1f} |"
               for name, ratio in figures["ratios"].items()]
     return "\n".join(lines) + "\n"

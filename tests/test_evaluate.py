@@ -3,6 +3,7 @@ import io
 import json
 import math
 import random
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 import evaluate
 import search as search_module
-from data import BadInput, Collection, load_collection
+from data import BadInput, Collection, load_collection, load_corpus
 from evaluate import compute_metrics, search
+from model import Retriever
 from output import rank, table, write_run
 
 # Code points above U+FFFF sort after U+FFFD here and as UTF-8, but before it as UTF-16.
@@ -293,6 +295,28 @@ def test_ask_shows_the_best_passages(collection_folder, tiny_folder, capsys, mon
     assert scores[:5] == sorted(scores[:5], reverse=True) and max(scores) <= 1
 
 
+def test_ask_shows_a_trained_retriever_beside_its_untrained_self(collection_folder, tiny_folder, tmp_path, capsys):
+    made = Retriever.load(tiny_folder, device="cpu")
+    made.add_lora(4, 8)
+    torch.manual_seed(0)
+    for layer in made.adapters().values():
+        layer.lora_B.data.normal_(0, 0.3)
+    made.save(tmp_path / "run")
+    question, corpus = "which box is black?", load_corpus(collection_folder)
+    evaluate.main(["--model", str(tmp_path / "run"), "--data", str(collection_folder), "--ask", question, "--device", "cpu"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split("  ")[0] == "before training" and shown[0].rstrip().endswith("after training")
+    wanted = []
+    for retriever in (Retriever.load(tiny_folder, device="cpu"), made):
+        scores = retriever.encode([question]) @ retriever.encode(list(corpus.values()), "document").T
+        wanted.append([list(corpus)[i] for i in scores[0].argsort(descending=True)[:5]])
+    assert wanted[0] != wanted[1], "the two must differ, or the test says nothing"
+    rows = [re.findall(r"(?:^| )[1-5] +-?\d\.\d{3} (d\d+):", line) for line in shown]
+    assert [list(column) for column in zip(*filter(None, rows))] == wanted
+    with pytest.raises(BadInput, match="one process and one folder"):
+        evaluate.main(["--model", str(tmp_path / "run"), "--data", f"{collection_folder},{collection_folder}", "--ask", question])
+
+
 def test_several_collections_have_a_mean_and_own_ids_are_told(collection_folder, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(collection_folder, other)
@@ -356,7 +380,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(flags, says, coll
 
 def test_one_process_asks(monkeypatch, collection_folder):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match="--ask is for one process"):
+    with pytest.raises(BadInput, match="--ask is for one process and one folder"):
         evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--ask", "what?"])
 
 

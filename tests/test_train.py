@@ -3,10 +3,11 @@ import contextlib
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 import evaluate
 import train
@@ -249,6 +250,25 @@ def test_another_model_can_judge(tiny_folder, collection_folder, tmp_path):
         assert llm.config.model_type == "qwen2"
     assert run.step(next(run.pools(0)))["loss"] > 0
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in run.retriever.parameters())
+
+
+def test_the_judge_may_have_another_tokenizer_and_another_size(tiny_folder, collection_folder, tmp_path):
+    judge = save_tiny(tmp_path / "judge", "qwen2", seed=3, vocab_size=300, num_hidden_layers=2, hidden_size=48)
+    other = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    other["model"]["vocab"] = {token: i and 1 + (i + 49) % 256 for token, i in other["model"]["vocab"].items()}  # each byte another id
+    (Path(judge) / "tokenizer.json").write_text(json.dumps(other))
+    run = tiny_run(tiny_folder, collection_folder, "--llm", judge)
+    text = "The box is red."
+    assert run.prompts.tokenize(text) != run.retriever.tokenizer(text).input_ids == tiny_tokenizer()(text).input_ids
+    scores = run.choose_heads()
+    assert scores.shape == (2, 4)  # the judge's layers and heads, not the retriever's
+    with run.judge() as llm:
+        prefix, input_ids, _ = run.read(llm, list(run.corpus)[:2], run.examples[:1])
+    assert llm.config.hidden_size == 48 and run.retriever.llm.config.hidden_size == 32
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    assert tokenizer.decode(input_ids[0]).startswith("Question: Which colour has box 0?")
+    assert run.step(next(run.pools(0)))["loss"] > 0
+    assert all(p.grad is None for p in llm.parameters()) and any(p.grad is not None and p.grad.abs().max() > 0 for p in run.retriever.parameters())
 
 
 @pytest.mark.parametrize("choice, count", [("query", 3), ("random", 3), ("all", 12)])
