@@ -13,6 +13,7 @@ one that ends in spaces, has another embedding there. Left out: uploading it.
 """
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def write_weights(folder, retriever, dtype):
     merge(retriever)
     retriever.llm.base_model.to(getattr(torch, dtype)).save_pretrained(folder)
     write_json(folder / "config.json", older_names(json.loads((folder / "config.json").read_text())))
+    for weights in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
+        shutil.copymode(folder / "config.json", weights)
 
 
 # ------------------------------------------------------------------------------------------------- the tokenizer

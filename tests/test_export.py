@@ -233,6 +233,10 @@ def test_a_licence_without_a_name_on_the_hub_is_linked(monkeypatch):
     assert (head["license"], head["license_name"], head["license_link"]) == ("other", "own-research", "https://huggingface.co/owner/own")
 
 
+def test_whoever_may_read_the_settings_may_read_the_weights(out):
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode == (out / "README.md").stat().st_mode
+
+
 def test_half_precision_is_smaller_and_close(run, tmp_path):
     difference = export.export(run, tmp_path / "out", dtype="bfloat16")
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
