@@ -19,7 +19,7 @@ COMMANDS = {  # name: (module, function, what it does, its arguments; None: the 
         "answers": dict(help='JSON lines {"_id": query id, "answer" or "target": text}'), **OUT,
         "--split": dict(default="train", help="which judgments: qrels/SPLIT.tsv")}),
     "jsonl": ("convert", "jsonl", "rows of questions and answers, and a corpus, as a training folder", {
-        "rows": dict(help='JSON lines {"query", "target"}, with "document", an id, or without'),
+        "rows": dict(help='JSON lines {"query", "target"}, with "document", an id, or without; a file, or hub:OWNER/NAME/FILE'),
         "corpus": dict(help='JSON lines {"_id", "title", "text"}, or a folder with such a corpus.jsonl'), **OUT,
         **{f"--{name}-field": dict(default=name, help=f"what the rows call the {name}")
            for name in ("query", "target", "document")},

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from bm25 import BM25
 from data import check_folder, find_file, find_qrels, load_examples, load_qrels, load_texts, read_jsonl, read_lines, read_texts
+from fetch import local
 from files import BadInput, replacing
 
 DEPTH = 10  # of BM25's best documents, the first in which a row's target stands is its source
@@ -75,18 +76,19 @@ class Training:
         self.corpus.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def row(self, query, target, document):
-        """A line of train.jsonl, unless the row cannot serve; then it is counted."""
+        """A line of train.jsonl, unless the row cannot serve; then it is counted -> whether it serves."""
         key = hash((flat(query), document))  # 64 bits instead of the text
         for reason, holds in (("no question", not query.strip()), ("no answer", not target.strip()),
                               ("document not in the corpus", document not in self.documents),
                               ("same question to the same document", key in self.seen)):
             if holds:
                 self.dropped[reason] += 1
-                return
+                return False
         self.seen.add(key)
         self.sources.add(document)
         line = {"query": query.strip(), "target": target.strip(), "document": document}
         self.rows.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return True
 
     def left_out(self):
         return "; ".join(f"{reason}: {n:,}" for reason, n in self.dropped.items() if n) or "nothing"
@@ -236,11 +238,10 @@ def jsonl(rows, corpus, out, query_field="query", target_field="target", documen
     """Rows of questions and answers, and a corpus, as a training folder; BM25 finds the documents that rows do not name.
 
     A row's document is then, among BM25's ten best for question and target together, the first in which the target
-    stands literally. So no label is needed.
+    stands literally. So no label is needed. Both files may be on the hub (fetch.py:local).
     """
-    path = find_file(corpus, "corpus.jsonl") if Path(corpus).is_dir() else corpus
-    texts, index, found = load_texts(path), None, 0
-    ids = list(texts)
+    rows, path, found = local(rows), find_file(corpus, "corpus.jsonl") if Path(corpus).is_dir() else local(corpus), 0
+    texts = ids = index = None  # only if a row names no document
     with training(out, rows) as made:
         for _, row in read_texts(path, made.documents):
             made.document(row)
@@ -251,17 +252,17 @@ def jsonl(rows, corpus, out, query_field="query", target_field="target", documen
                                    f"name another with --{flag}-field")
             query, target, document = (first_text(row.get(name), f"{rows}:{number}: the field {name!r}")
                                        for name in (query_field, target_field, document_field))
-            if query and target and not document:
-                index = index or BM25().index(texts.values())
+            if searched := bool(query and target and not document):
+                texts = texts or load_texts(path)
+                ids, index = ids or list(texts), index or BM25().index(texts.values())
                 (scores,), (best,) = index.top([f"{query} {target}"], DEPTH)
                 best = [ids[i] for i, score in zip(best.tolist(), scores.tolist()) if score > 0]
                 document = next((d for d in best if stands(target, texts[d])), best[0] if loose and best else "")
                 if not document:
                     made.dropped[f"answer in none of BM25's {DEPTH} best documents"] += 1
                     continue
-                found += 1
-            made.row(query, target, document)
-        made.note = f", {found:,} documents found by BM25"
+            found += made.row(query, target, document) and searched
+        made.note = f", {found:,} rows placed by BM25"
 
 
 # ------------------------------------------------------------------------------------------------------------- split

@@ -186,6 +186,17 @@ def from_hub(repo, folder):
     return home.name
 
 
+def local(name):
+    """A file, or hub:OWNER/NAME/FILE, which is one of a data set on the hub -> its path here. Raises BadInput."""
+    if not str(name).startswith("hub:"):
+        return name
+    owner, repo, file = (name[4:].split("/", 2) + ["", ""])[:3]
+    path = snapshot(f"{owner}/{repo}", file) / file
+    if not file or not path.is_file():
+        raise BadInput(f"{name}: not a file of that data set; name it as hub:OWNER/NAME/FILE")
+    return path
+
+
 def snapshot(repo, *patterns):
     """A data set's files that match, downloaded or from the hub's own cache -> their folder."""
     try:

@@ -212,7 +212,7 @@ def test_rows_with_and_without_documents(tmp_path, capsys):
         ("Where does it rise?", "Monte Viso", "2"), ("Where does it rise?", "monte  viso", "ö1"),
         ("What is eaten?", "Po", "ö1"), ("What is through Florence?", "flows through", "3")]
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'out'}: 3 documents, 4 rows of 3 of them, 4 documents found by BM25; left out: "
+        f"{tmp_path / 'out'}: 3 documents, 4 rows of 3 of them, 3 rows placed by BM25; left out: "
         "answer in none of BM25's 10 best documents: 2; no answer: 1; no question: 1; document not in the corpus: 1; "
         "same question to the same document: 1\n")
     jsonl(rows, corpus.parent, tmp_path / "loose", loose=True)  # a folder; with BM25's first, if a word is in it at all

@@ -19,8 +19,9 @@ import huggingface_hub
 import pytest
 from conftest import ROOT
 
+import commands
 import fetch as module
-from data import BadInput, load_collection
+from data import BadInput, load_collection, load_examples
 from fetch import BEIR, fetch
 
 CORPUS = "".join(json.dumps({"_id": f"d{i}", "title": "Box", "text": f"number {i * 7919}"}) + "\n" for i in range(99))
@@ -420,6 +421,20 @@ def test_a_hub_set_with_judgments_in_lines(server, hub, out):
     server.asked.clear()
     fetch("hub:mteb/set", out)
     assert not server.asked
+
+
+def test_rows_and_a_corpus_may_be_files_of_a_hub_set(server, hub, tmp_path, capsys):
+    rows = [{"question": "Who?", "answer": "Ada"}, {"question": "Where?", "answer": "Rome"}, {"question": "where?", "answer": "in Rome"}]
+    corpus = [{"_id": "a", "text": "Ada wrote it."}, {"_id": "b", "text": "It stands in Rome."}]
+    hub("me/qa", {"data/train.jsonl": "".join(json.dumps(row) + "\n" for row in rows), "corpus.jsonl": "".join(json.dumps(row) + "\n" for row in corpus)})
+    names = ["hub:me/qa/data/train.jsonl", "hub:me/qa/corpus.jsonl"]
+    commands.main(["jsonl", *names, str(tmp_path / "made"), "--query-field", "question", "--target-field", "answer"])
+    assert [(e.query, e.target, e.document) for e in load_examples(tmp_path / "made")] == [("Who?", "Ada", "a"), ("Where?", "Rome", "b")]
+    assert "2 rows of 2 of them, 2 rows placed by BM25; left out: same question to the same document: 1" in capsys.readouterr().out
+    for wrong in ("hub:me/qa/none.jsonl", "hub:me/qa", "hub:me"):
+        with pytest.raises(BadInput, match="hub:me"):
+            commands.main(["jsonl", wrong, names[1], str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_hub_set_with_both_forms_of_judgments(hub, out):
