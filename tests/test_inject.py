@@ -374,6 +374,10 @@ def test_shapes_and_masks_that_do_not_fit_are_refused():
     for wrong in (weights[:2], weights[:, :1], weights[0]):
         with pytest.raises(AssertionError, match="weights must be"):
             target_nll(llm, prefix, questions, target_mask, wrong, HEADS)
+    with pytest.raises(AssertionError, match="rows is 'target' or 'question', not 'answer'"):
+        score_heads(llm, prefix, questions, target_mask, torch.tensor([0, 1, 0]), rows="answer")
+    with pytest.raises(AssertionError, match="choice is 'query', 'random' or 'all', not 'best'"):
+        select_heads(torch.zeros(2, 2), 1, choice="best")
     with pytest.raises(AssertionError, match="budget is 'documents' or 'keep', not 'none'"):
         target_nll(llm, prefix, questions, target_mask, weights, HEADS, "none")
 
