@@ -137,10 +137,15 @@ def read_adapter(source):
     return Adapter(source, base, tokenizer, config, tensors)
 
 
+def linear_layers(llm):
+    """{name: module} of the layers that can have LoRA: every linear one below the vocabulary head."""
+    head = llm.get_output_embeddings()
+    return {name: module for name, module in llm.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
+
+
 def check_lora(llm, rank, targets):
     """Raise BadInput for a rank, or for last names of linear layers, that a model does not have. targets: a set; empty: all."""
-    head = llm.get_output_embeddings()
-    there = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
+    there = {name.rpartition(".")[2] for name in linear_layers(llm)}
     if targets - there or not there:
         raise BadInput(f"--lora-targets {','.join(sorted(targets))}: the backbone has no linear layers of some of these names; there: {', '.join(sorted(there))}")
     if rank > (width := llm.config.hidden_size):

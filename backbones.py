@@ -97,10 +97,10 @@ def find_backbone(name):
     if name in BACKBONES:
         packaged = packaged_file(BACKBONES[name])
         return str(convert_gguf(packaged, BACKBONES[name].sha256)) if packaged else BACKBONES[name].hub
-    path = Path(name or "no name")  # not the current folder
+    path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return str(convert_gguf(path))
-    if path.is_dir():
+    if name and path.is_dir():  # an empty name is not the current folder
         return str(path)
     if is_hub_id(name):
         return name

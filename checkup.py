@@ -23,7 +23,7 @@ from backbones import find_backbone
 from bench import judged
 from data import QUESTION, Collection, load_collections
 from evaluate import evaluate
-from files import BadInput, command, write_json
+from files import BadInput, check_file, command, write_json
 from inject import select_heads, target_nll
 from measure import alone
 from record import Clock, about_run
@@ -206,8 +206,8 @@ def main(argv=None):
     parser.add_argument("--keep", help="write the trained adapter and the heads here, and open the adapter with peft")
     parser.add_argument("--out", help="write the figures here, as JSON")
     args = parser.parse_args(argv)
-    if args.out and not Path(args.out).absolute().parent.is_dir():  # or all the work would be lost
-        raise BadInput(f"{args.out}: cannot be written; name a file in a folder that is there")
+    if args.out:
+        check_file(args.out)
     if args.keep and not importlib.util.find_spec("peft"):
         raise BadInput("--keep opens the adapter with peft, which is not installed: pip install -r requirements-peers.txt")
     figures = examine(args)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bm25 import BM25
 from cache import Cache
 from data import load_collections, load_corpus
-from files import BadInput, command, write_json
+from files import BadInput, check_file, command, write_json
 from model import Retriever
 from output import check_ids, table, write_run
 from processes import gather, processes, start_processes
@@ -191,9 +191,7 @@ def parse(argv=None):
 
         check_picture(args.plot)
     for path in filter(None, (args.out, args.run, args.plot)):
-        parent = Path(path).absolute().parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
-            raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
+        check_file(path)
     if args.run and ("," in args.data or args.run == args.out):
         raise BadInput("--run takes one collection, and a file of its own")
     if args.max_tokens is not None and args.max_tokens < 1:

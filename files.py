@@ -37,6 +37,13 @@ def numbered(file, path, longest=LONGEST):
         yield number, line
 
 
+def check_file(path):
+    """Raise BadInput where a file could not be written, before the work that fills it is done; makes nothing."""
+    parent = Path(path).absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
+        raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
+
+
 @contextlib.contextmanager
 def replacing(path, mode="w"):
     """A file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput."""

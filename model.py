@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from adapters import CONFIG, PARTS, WEIGHTS, read_adapter, write_adapter
+from adapters import CONFIG, PARTS, WEIGHTS, linear_layers, read_adapter, write_adapter
 from attention import Packing, ReadTexts, forward, obstacle
 from backbones import BACKBONES, load_backbone
 from files import BadInput, write_json
@@ -54,10 +54,9 @@ class LoRALinear(nn.Module):
 def add_lora(llm, rank, alpha, seed=0, targets=None):
     """Put LoRA on every linear layer below the vocabulary head (or on those whose last name is in `targets`)."""
     generator = torch.Generator().manual_seed(seed)
-    head = llm.get_output_embeddings()
-    for name, module in list(llm.named_modules()):
+    for name, module in linear_layers(llm).items():
         last = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and module is not head and (targets is None or last in targets):
+        if targets is None or last in targets:
             layer = LoRALinear(module, rank, alpha)
             bound = module.in_features ** -0.5  # PEFT's initialisation: Kaiming-uniform with a = sqrt(5)
             layer.lora_A.data.copy_(torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator))
@@ -69,11 +68,11 @@ def attach(llm, adapter):
 
     Layers may be named as in the causal language model or as in the model without its head, whichever `llm` is.
     """
-    prefix, head, tensors = f"{llm.base_model_prefix}.", llm.get_output_embeddings(), dict(adapter.tensors)
+    prefix, tensors = f"{llm.base_model_prefix}.", dict(adapter.tensors)
     theirs = prefix if any(name.startswith(prefix) for name in tensors) else ""
-    for name, module in list(llm.named_modules()):
+    for name, module in linear_layers(llm).items():
         layer_name = theirs + name.removeprefix(prefix)
-        if not isinstance(module, nn.Linear) or module is head or not adapter.has(layer_name):
+        if not adapter.has(layer_name):
             continue
         layer, found = LoRALinear(module, *adapter.strength(layer_name)), tensors.pop(layer_name, {})
         for part in PARTS:

@@ -1,7 +1,9 @@
 """Tiny random models and a byte tokenizer, built here: no network, most tests take less than a second."""
 import json
 import sys
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
+from http.server import ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -70,6 +72,21 @@ def write_collection(folder, documents=8):
     (folder / "qrels" / "test.tsv").write_text(
         "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i, _ in rows))
     return folder
+
+
+@contextmanager
+def serving(handler):
+    """A server of `handler` on this machine, in a thread of its own, with its address as `url`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture

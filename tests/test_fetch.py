@@ -11,13 +11,12 @@ import stat
 import struct
 import subprocess
 import sys
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import huggingface_hub
 import pytest
-from conftest import ROOT
+from conftest import ROOT, serving
 
 import commands
 import fetch as module
@@ -71,18 +70,12 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """files {path: bytes}, asked [(method, path, Range, Authorization)]; cuts: bytes that an answer stops after."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.asked, server.statuses, server.cuts, server.ranges = {}, [], [], [], True
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setattr(module, "PAUSE", 0)
-    monkeypatch.setenv("DREAM_BEIR_URL", f"{server.url}/zips/")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Handler) as server:
+        server.files, server.asked, server.statuses, server.cuts, server.ranges = {}, [], [], [], True
+        monkeypatch.setattr(module, "PAUSE", 0)
+        monkeypatch.setenv("DREAM_BEIR_URL", f"{server.url}/zips/")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
 
 
 def make_zip(files):

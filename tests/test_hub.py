@@ -3,11 +3,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
-from conftest import ROOT, save_tiny, write_collection
+from conftest import ROOT, save_tiny, serving, write_collection
 
 from backbones import BACKBONES
 
@@ -54,18 +53,12 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror(tmp_path):
     """A hub that has a tiny Qwen2 under the id of Qwen2-0.5B, and what a process needs to use it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked, server.repository = [], BACKBONES["Qwen2-0.5B"].hub
-    save_tiny(tmp_path / "weights", "qwen2")
-    server.folder = tmp_path / "weights"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    server.environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
-                          "HF_TOKEN": "hf_secret", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub) as server:
+        server.asked, server.repository, server.folder = [], BACKBONES["Qwen2-0.5B"].hub, tmp_path / "weights"
+        save_tiny(server.folder, "qwen2")
+        server.environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"),
+                              "HF_TOKEN": "hf_secret", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+        yield server
 
 
 def test_a_short_name_comes_from_the_mirror_and_offline_from_the_cache(mirror, tmp_path):
