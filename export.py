@@ -190,7 +190,7 @@ CARD = """{front}
 
 # {title}
 
-{how} Its base is {base}{licence}.
+A dense retriever{how} Its base is {base}{licence}.
 
 {width} dimensions, {pooling} pooling, {norm}; {tokens}.
 {exact}
@@ -219,15 +219,13 @@ The settings above say what this model was trained with.
 
 {assumptions}
 """
-HOW = {  # objective -> what the card says first; None: not recorded
-    "dream": "A dense retriever trained with DREAM (Tang & Yang 2026, arXiv 2606.24667): through the next-token loss of a frozen language "
-             "model, without positive or negative labels.",
-    "infonce": "A dense retriever trained by InfoNCE with its questions' source documents as labels, as a baseline for DREAM (arXiv 2606.24667).",
-    "replug": "A dense retriever trained by RePlug's loss from the likelihoods of a frozen language model, as a baseline for DREAM (arXiv 2606.24667).",
-    "emdr": "A dense retriever trained by EMDR2's loss from the likelihoods of a frozen language model, as a baseline for DREAM (arXiv 2606.24667).",
-    None: "A dense retriever; how it was trained is not recorded."}
-
-
+DREAM = ("trained with DREAM (Tang & Yang 2026, arXiv 2606.24667): through the next-token loss of a frozen language model, without positive "
+         "or negative labels.")
+BASELINE = "trained by {}, as a baseline for DREAM (arXiv 2606.24667)."
+HOW = {  # objective -> how the card's first sentence goes on
+    "dream": DREAM, "infonce": BASELINE.format("InfoNCE with its questions' source documents as labels"),
+    "replug": BASELINE.format("RePlug's loss from the likelihoods of a frozen language model"),
+    "emdr": BASELINE.format("EMDR2's loss from the likelihoods of a frozen language model")}
 QUANTIZED = ("The adapter was trained on the base's packaged weights, which are quantized (Q4_1); on the hub's own weights embeddings differ somewhat. "
              "Export the merged model for the same embeddings.")
 
@@ -240,8 +238,10 @@ def packaged(retriever):
 def write_card(folder, title, retriever, result, adapter_only):
     """README.md, for people and for the hub."""
     known, suffix, base = BACKBONES.get(retriever.name), retriever.suffix, retriever.hub_name()
+    objective = (result.get("config") or {}).get("objective")
     (folder / "README.md").write_text(CARD.format(
-        front=front_matter(retriever, adapter_only), title=title, base=base, how=HOW.get((result.get("config") or {}).get("objective"), HOW[None]),
+        front=front_matter(retriever, adapter_only), title=title, base=base,
+        how=" " + HOW[objective] if objective in HOW else "; how it was trained is not recorded.",
         licence=f" (licence: {known.licence}, which holds for this model too)" if known else "; its licence holds for this model too",
         width=retriever.llm.config.hidden_size, pooling={"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}[retriever.pooling],
         norm="unit norm" if retriever.normalize else "compared by their inner product",
@@ -288,6 +288,8 @@ def export(run, out, adapter_only=False, dtype="float32"):
         difference = max((a - b).abs().max().item() for a, b in zip(expected, found))
         if not difference <= TOLERANCE and (adapter_only or dtype == "float32"):
             raise BadInput(f"{run}: its embeddings change by {difference:.1e} when it is exported; nothing is written")
+    if adapter_only and packaged(retriever):
+        print(f"{out}: {QUANTIZED[0].lower()}{QUANTIZED[1:]}", file=sys.stderr)
     return difference
 
 
@@ -300,8 +302,6 @@ def main(argv=None):
                         "(default: %(default)s, which keeps the embeddings)")
     args = parser.parse_args(argv)
     difference = export(args.run, args.out, args.adapter_only, args.dtype)
-    if args.adapter_only and QUANTIZED in (Path(args.out) / "README.md").read_text(encoding="utf-8"):
-        print(f"{args.out}: {QUANTIZED[0].lower()}{QUANTIZED[1:]}", file=sys.stderr)
     size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:,.1f} MB; read again, embeddings differ from {args.run}'s by at most {difference:.1e}")
 
