@@ -27,11 +27,18 @@ with open(f"{{sys.argv[3]}}.{{processes()[0]}}", "w") as file:
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+def ended_well(*command, **how):
+    """Run a command to its end, which must be a good one; else its last words are told."""
+    done = subprocess.run(command, capture_output=True, text=True, **how)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
 def test_two_processes_find_what_one_finds(tiny_folder, tmp_path):
     folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
     script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
     for name, launch in (("one", [sys.executable]), ("two", TORCHRUN)):
-        subprocess.run([*launch, script, tiny_folder, folder, tmp_path / name], check=True, capture_output=True)
+        ended_well(*launch, script, tiny_folder, folder, tmp_path / name)
     one, two, other = (json.loads((tmp_path / name).read_text()) for name in ("one.0", "two.0", "two.1"))
     assert two == other and len(one) == 3
     for (run, shape), (shared_run, shared_shape) in zip(one, two):
@@ -42,9 +49,9 @@ def test_two_processes_find_what_one_finds(tiny_folder, tmp_path):
 def test_the_command_under_torchrun_speaks_once(tiny_folder, collection_folder, tmp_path):
     arguments = ["evaluate.py", "--model", tiny_folder, "--data", collection_folder, "--device", "cpu",
                  "--cache", tmp_path / "cache", "--split", "test"]
-    one = subprocess.run([sys.executable, *arguments, "--out", tmp_path / "one.json"], cwd=ROOT, check=True, capture_output=True, text=True)
+    one = ended_well(sys.executable, *arguments, "--out", tmp_path / "one.json", cwd=ROOT)
     assert "0 of 16 embeddings" in one.stderr
-    two = subprocess.run([*TORCHRUN, *arguments, "--out", tmp_path / "two.json"], cwd=ROOT, check=True, capture_output=True, text=True)
+    two = ended_well(*TORCHRUN, *arguments, "--out", tmp_path / "two.json", cwd=ROOT)
     assert one.stdout == two.stdout and one.stdout.count("nDCG@10") == 1
     found = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
     assert found[0]["metrics"] == found[1]["metrics"] and found[0]["max_tokens"] == found[1]["max_tokens"]
@@ -72,7 +79,7 @@ def test_two_processes_train_as_one_that_accumulates(tiny_folder, tmp_path):
     flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "5", "--pool", "4", "--heads", "4",
              "--lr", "5e-4"]  # what Adam makes of differences in rounding grows with the rate
     for name, launch, more in (("one", [sys.executable], ["--accumulate", "2"]), ("two", TORCHRUN, [])):
-        subprocess.run([*launch, script, "-", tmp_path / name, *flags, *more], check=True, capture_output=True)
+        ended_well(*launch, script, "-", tmp_path / name, *flags, *more)
     one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "two.1"))
     assert all(map(torch.equal, two[0], other[0])) and two[1] == other[1]
     start = train.Run(train.parse(list(map(str, flags)))).retriever.parameters()
@@ -97,7 +104,7 @@ if processes()[1] == 1: run.pools = both"""
     flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "3", "--pool", "4", "--heads", "4",
              "--objective", objective, "--lr", "1e-4"]
     for name, launch, how in (("one", [sys.executable], []), ("two", TORCHRUN, ["--gather", *more]), ("apart", TORCHRUN, [])):
-        subprocess.run([*launch, script, "-", tmp_path / name, *flags, *how], check=True, capture_output=True)
+        ended_well(*launch, script, "-", tmp_path / name, *flags, *how)
     one, two, apart = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "apart.0"))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(one[0], two[0]))
     assert torch.allclose(torch.tensor(one[1]), torch.tensor(two[1]), rtol=1e-4)
