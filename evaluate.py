@@ -26,7 +26,7 @@ from data import load_collections, load_corpus
 from files import BadInput, check_file, command, write_json
 from model import Retriever
 from output import check_ids, table, write_run
-from processes import gather, processes, start_processes
+from processes import end_processes, gather, processes, start_processes
 from record import about_run
 from search import merge, search
 
@@ -235,6 +235,7 @@ def main(argv=None):
 
             plot_metrics({"BM25": {name: evaluate(BM25(), c, drop_self=args.drop_self) for name, c in collections.items()},
                           "BM25" if args.model == "bm25" else Path(args.model).resolve().name: results}, args.plot)
+    end_processes()
 
 
 def show(args, argv, retriever, results, runs):

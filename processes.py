@@ -23,6 +23,15 @@ def start_processes(device="auto"):
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=7))
 
 
+def end_processes():
+    """Part from the other processes when the work is done; one that has failed must not, it could wait for the others forever.
+
+    Else gloo's threads may still hold tensors when the interpreter goes, and the process ends with an abort (pytorch#179291).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def processes():
     """(rank, number of processes) under torchrun, else (0, 1)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -35,7 +35,7 @@ from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone
 from objectives import OBJECTIVES, document_weights
 from plot import PICTURES
-from processes import average, everyone, own_share, processes, start_processes
+from processes import average, end_processes, everyone, own_share, processes, start_processes
 from record import Clock
 from report import measured, report
 from watch import symptom
@@ -260,6 +260,7 @@ def main(argv=None):
     clock.lap("load")
     with claim(config.out) if first else contextlib.nullcontext(Path(config.out)) as out:
         carry_out(run, out, first, clock, argv)
+    end_processes()
 
 
 def carry_out(run, out, first, clock, argv):

@@ -8,6 +8,7 @@ import torch
 
 import train
 from conftest import ROOT, write_collection
+from processes import end_processes, processes
 
 SCRIPT = """
 import json, sys
@@ -15,7 +16,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import evaluate, torch
 from data import load_collection
 from model import Retriever
-from processes import processes, start_processes
+from processes import end_processes, processes, start_processes
 start_processes()
 torch.set_num_threads(1)
 retriever, collection, found = Retriever.load(sys.argv[1], device="cpu"), load_collection(sys.argv[2]), []
@@ -23,6 +24,7 @@ for evaluate.ENCODE_CHUNK in (1, 5, 12):  # twelve documents: shared evenly, une
     found.append(evaluate.retrieve(retriever, collection, k=5))
 with open(f"{{sys.argv[3]}}.{{processes()[0]}}", "w") as file:
     json.dump(found, file)
+end_processes()
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -61,7 +63,7 @@ TRAIN = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch, train
-from processes import processes, start_processes
+from processes import end_processes, processes, start_processes
 start_processes("cpu")
 torch.set_num_threads(1)
 run = train.Run(train.parse(sys.argv[3:]))
@@ -69,6 +71,7 @@ run.choose_heads()
 records = []
 train.train(run, records.append)
 torch.save([run.retriever.parameters(), [[r["loss"], r["gradient_norm"]] for r in records]], f"{{sys.argv[2]}}.{{processes()[0]}}")
+end_processes()
 """
 
 
@@ -129,3 +132,11 @@ def test_a_process_that_dies_ends_the_run_with_its_reason(tiny_folder, collectio
     run = subprocess.run([*TORCHRUN, script, "-", tmp_path / "x", "--backbone", tiny_folder, "--data", collection_folder, "--device", "cpu",
                           "--pool", "4", "--heads", "4"], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0 and "this process has had enough" in run.stderr and not list(tmp_path.glob("x.*"))
+
+
+def test_the_end_leaves_no_process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    end_processes()
+    assert not torch.distributed.is_initialized()
+    end_processes()  # and is harmless where there is none
+    assert processes() == (0, 1)
