@@ -39,7 +39,7 @@ TUNING = {  # 24 steps on the training questions, measured on the development pa
     "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
 }
-LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug"}
+LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug", "qa-dream-temperature-.05": "--temperature .05"}
 
 
 def experiments():
