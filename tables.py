@@ -103,6 +103,19 @@ def evidence():
     return "\n".join(lines) + "\n"
 
 
+def saturation():
+    """How much weight on the source each loss asks for: saturation.py's means, the rest of the weight shared equally."""
+    found = read("saturation")["losses"]
+    if not found:
+        return "not run\n"
+    columns = ("dream", "replug", "emdr", "infonce")
+    lines = ["| weight on the source | " + " | ".join(columns) + " | dream, the rest on one other document |", "|" + "---|" * (len(columns) + 2)]
+    for share, losses in found["equal"].items():
+        cells = [f"{losses[name]:.2f}" for name in columns] + [f"{found['one'][share]['dream']:.2f}"]
+        lines.append(f"| {share} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def tuning():
     """Settings tried on a development part of the training questions."""
     lines = ["| changed | nDCG@10 before | after 24 steps | flags |", "|---|---|---|---|"]
@@ -225,7 +238,7 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"main": main, "results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts,
+TABLES = {"main": main, "results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "saturation": saturation, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts,
           "growth": growth, "options": options,
           "interoperation": interoperation, "checkup": checkup}
 

@@ -1,0 +1,54 @@
+"""Made-up weights, and what each objective says to them: the objectives themselves are the reference."""
+import math
+
+import pytest
+import torch
+
+import saturation
+from inject import target_nll
+from objectives import OBJECTIVES, log_likelihoods
+from train import Run, parse
+
+
+@pytest.fixture
+def run(tiny_folder, collection_folder):
+    run = Run(parse(["--backbone", tiny_folder, "--data", str(collection_folder), "--device", "cpu", "--pool", "4", "--questions", "4", "--heads", "4"]))
+    run.choose_heads()
+    return run
+
+
+def test_weights_are_as_they_are_asked_for():
+    assert saturation.shares(torch.tensor([1]), 3, 0.5).tolist() == [[0.25, 0.5, 0.25]]
+    assert saturation.shares(torch.tensor([2]), 3, 0.75, other=1).tolist() == [[0.25, 0, 0.75]]
+    for share in saturation.SHARES:
+        assert torch.allclose(saturation.shares(torch.tensor([0, 3]), 16, share).sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("share, other", [(0.5, None), (0.9, None)])
+def test_each_loss_is_the_objectives(run, share, other):
+    """Scores whose softmax is these weights, through objectives.py."""
+    pool = next(run.pools(0))
+    weights = saturation.shares(pool.source, len(pool.documents), share, other)
+    with run.judge() as llm:
+        read = run.read(llm, pool.documents, pool.examples)
+        found = saturation.losses(run, llm, pool, read, log_likelihoods(run, llm, pool), share, other)
+        for name, objective in OBJECTIVES.items():
+            assert found[name] == pytest.approx(objective(run, llm, pool, run.temperature * weights.log()).item(), abs=1e-5), name
+
+
+def test_a_document_without_weight_counts_for_nothing(run):
+    """All the rest on one document: replug and emdr stay finite, dream reads two documents alone."""
+    pool = next(run.pools(0))
+    with run.judge() as llm:
+        read = run.read(llm, pool.documents, pool.examples)
+        found = saturation.losses(run, llm, pool, read, log_likelihoods(run, llm, pool), 0.75, 1)
+        weights = 0.75 * torch.eye(4)[pool.source] + 0.25 * torch.eye(4)[(pool.source + 1) % 4]
+        assert found["dream"] == pytest.approx(target_nll(llm, *read, weights, run.heads).mean().item(), abs=1e-6)
+    assert all(map(math.isfinite, found.values())) and found["infonce"] == pytest.approx(-math.log(0.75))
+
+
+def test_the_table_is_printed_and_written(tiny_folder, collection_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(saturation, "parse", lambda flags: parse([*flags, "--pool", "4", "--questions", "4", "--heads", "4", "--device", "cpu"]))
+    saturation.main(["--backbone", tiny_folder, "--data", str(collection_folder), "--pools", "1", "--out", str(tmp_path / "s.json")])
+    assert capsys.readouterr().out.count("emdr") == 2 * len(saturation.SHARES)
+    assert '"command": "python saturation.py --backbone' in (tmp_path / "s.json").read_text()
