@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from adapters import CONFIG, PARTS, WEIGHTS, linear_layers, read_adapter, write_adapter
-from attention import Packing, ReadTexts, forward, obstacle
+from attention import Packing, ReadTexts, forward, obstacle, wide
 from backbones import BACKBONES, load_backbone
 from files import BadInput, write_json
 from peers import POOLINGS, load_encoder, read_json
@@ -177,13 +177,13 @@ class Retriever:
         return [(row + self.suffix_ids) or [self.tokenizer.eos_token_id] for row in rows]  # at least one token
 
     def embed(self, rows):
-        """Lists of token ids -> (N, D) float32, unit norm, with gradients to the adapters."""
+        """Lists of token ids -> (N, D) float32 (or the model's own float64), unit norm, with gradients to the adapters."""
         lengths = torch.tensor([len(r) for r in rows], device=self.device)
         if self.pooling == "lasttoken" and obstacle(self.llm, int(lengths.max())) is None:
             packing = Packing(lengths)  # a causal LM: texts in one row, no padding
             input_ids = torch.tensor([i for row in rows for i in row], device=self.device)
             hidden = forward(self.llm.base_model, ReadTexts(packing), input_ids, packing.positions).last_hidden_state[0]
-            pooled = hidden[lengths.cumsum(0) - 1].float()
+            pooled = wide(hidden[lengths.cumsum(0) - 1])
         else:
             pooled = self.embed_padded(rows, lengths)
         return F.normalize(pooled, dim=-1) if self.normalize else pooled

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from inject import target_nll
+from likelihoods import log_likelihoods
 
 
 def document_weights(scores, temperature):
@@ -47,24 +48,20 @@ def replug_loss(run, llm, pool, scores):
     posterior of the document under equal priors.
     """
     log_p = F.log_softmax(scores / run.temperature, dim=-1)  # (B, K)
-    log_q = F.log_softmax(log_likelihoods(run, llm, pool) / run.config.likelihood_temperature, dim=-1)
+    log_q = F.log_softmax(document_likelihoods(run, llm, pool) / run.config.likelihood_temperature, dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
 def emdr_loss(run, llm, pool, scores):
     """EMDR2 (Sachan et al. 2021, arXiv 2106.05346): the target's likelihood, marginal over documents."""
     log_p = F.log_softmax(scores / run.temperature, dim=-1)  # (B, K)
-    return -(log_p + log_likelihoods(run, llm, pool)).logsumexp(-1).mean()
+    return -(log_p + document_likelihoods(run, llm, pool)).logsumexp(-1).mean()
 
 
-@torch.no_grad()
-def log_likelihoods(run, llm, pool):
+def document_likelihoods(run, llm, pool):
     """(B, K): log p(y_b | d_k, q_b) of each whole target after each single document, by the untouched LLM."""
-    columns = []
-    for document in pool.documents:
-        prefix, input_ids, target_mask = run.read(llm, [document], pool.examples)
-        columns.append(-target_nll(llm, prefix, input_ids, target_mask) * target_mask.sum(1))
-    return torch.stack(columns, dim=1)
+    contexts = [run.prompts.context([run.corpus[d]])[0][0].tolist() for d in pool.documents]
+    return log_likelihoods(llm, contexts, *(x.to(llm.device) for x in run.prompts.suffixes(pool.examples)))
 
 
 OBJECTIVES = {"dream": dream_loss, "infonce": infonce_loss, "replug": replug_loss, "emdr": emdr_loss}

@@ -14,7 +14,7 @@ import torch
 
 from files import command, write_json
 from inject import target_nll
-from objectives import log_likelihoods
+from objectives import document_likelihoods
 from record import about_run
 from train import Run, parse
 
@@ -47,7 +47,7 @@ def measure(run, pools):
     stream, found = run.pools(run.config.seed), {}
     with run.judge() as llm:
         for pool in (next(stream) for _ in range(pools)):
-            read, likelihoods = run.read(llm, pool.documents, pool.examples), log_likelihoods(run, llm, pool)
+            read, likelihoods = run.read(llm, pool.documents, pool.examples), document_likelihoods(run, llm, pool)
             for rest, other in (("equal", None), ("one", 1)):
                 for share in SHARES:
                     for name, loss in losses(run, llm, pool, read, likelihoods, share, other).items():

@@ -41,6 +41,9 @@ TUNING = {  # 24 steps on the training questions, measured on the development pa
 }
 LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug", "qa-dream-temperature-.05": "--temperature .05"}
 
+LONG_GPU = "train.py --data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps 2000 --questions 32 --pool 32 --lr 3e-4"  # for a GPU
+GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
+
 
 def experiments():
     """{name: (what must be there first, command)}; a training run is followed by NAME-beir where it is measured elsewhere too."""
@@ -48,8 +51,9 @@ def experiments():
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
     runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 200 {flags} --seed 0") for name, flags in LONG.items()}
+    runs |= {f"{name}-0": ("runs/qa", f"{LONG_GPU} {flags} --seed 0") for name, flags in GPU.items()}
     runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 --seed 0")
-    for name in [n for n in runs if n.startswith(("qa-", "wiki-"))]:
+    for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128")
     for name in COLLECTIONS[:4]:
         runs[f"own-{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} --document-tokens 96 "

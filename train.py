@@ -143,17 +143,17 @@ class Run:
         own: which of the pool's documents this process embeds, where processes share a pool (--gather).
         """
         c, retriever = self.config, self.retriever
-        queries, documents = [e.query for e in pool.examples], [self.corpus[d] for d in pool.documents[own]]
-        query_emb, queries_back = retriever.embed_apart(self.tokenize(queries, "query"), c.embed_chunk)
-        doc_emb, documents_back = retriever.embed_apart(self.tokenize(documents, "document"), c.embed_chunk)
+        queries = self.tokenize([e.query for e in pool.examples], "query")
+        documents = self.tokenize([self.corpus[d] for d in pool.documents[own]], "document")
+        embeddings, back = retriever.embed_apart(queries + documents, c.embed_chunk)
+        query_emb, doc_emb = embeddings.split([len(queries), len(documents)])
         query_emb, doc_emb = query_emb.requires_grad_(), (everyone(doc_emb) if c.gather else doc_emb).requires_grad_()  # a graph of their own
         scores = query_emb @ doc_emb.T  # (B, K)  # eq (1)
         scores.retain_grad()
         with self.judge() as llm:
             loss = OBJECTIVES[c.objective](self, llm, pool, scores)
             loss.backward()  # through the LLM, as far as the embeddings
-        queries_back(query_emb.grad)  # and on through the retriever
-        documents_back(own_share(doc_emb.grad) if c.gather else doc_emb.grad)
+        back(torch.cat([query_emb.grad, own_share(doc_emb.grad) if c.gather else doc_emb.grad]))  # and on through the retriever
         source = pool.source.to(scores.device)
         weights = document_weights(scores.detach(), self.temperature)
         return {"loss": loss.item(),

@@ -36,7 +36,7 @@ def softmax(row):
 def test_likelihoods_are_of_whole_targets_after_one_document_each(pooled):
     run, pool, _, expected = pooled
     with run.judge() as llm:
-        found = objectives.log_likelihoods(run, llm, pool)
+        found = objectives.document_likelihoods(run, llm, pool)
     torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4)
     assert not found.requires_grad
 

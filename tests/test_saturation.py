@@ -6,7 +6,7 @@ import torch
 
 import saturation
 from inject import target_nll
-from objectives import OBJECTIVES, log_likelihoods
+from objectives import OBJECTIVES, document_likelihoods
 from train import Run, parse
 
 
@@ -31,7 +31,7 @@ def test_each_loss_is_the_objectives(run, share, other):
     weights = saturation.shares(pool.source, len(pool.documents), share, other)
     with run.judge() as llm:
         read = run.read(llm, pool.documents, pool.examples)
-        found = saturation.losses(run, llm, pool, read, log_likelihoods(run, llm, pool), share, other)
+        found = saturation.losses(run, llm, pool, read, document_likelihoods(run, llm, pool), share, other)
         for name, objective in OBJECTIVES.items():
             assert found[name] == pytest.approx(objective(run, llm, pool, run.temperature * weights.log()).item(), abs=1e-5), name
 
@@ -41,7 +41,7 @@ def test_a_document_without_weight_counts_for_nothing(run):
     pool = next(run.pools(0))
     with run.judge() as llm:
         read = run.read(llm, pool.documents, pool.examples)
-        found = saturation.losses(run, llm, pool, read, log_likelihoods(run, llm, pool), 0.75, 1)
+        found = saturation.losses(run, llm, pool, read, document_likelihoods(run, llm, pool), 0.75, 1)
         weights = 0.75 * torch.eye(4)[pool.source] + 0.25 * torch.eye(4)[(pool.source + 1) % 4]
         assert found["dream"] == pytest.approx(target_nll(llm, *read, weights, run.heads).mean().item(), abs=1e-6)
     assert all(map(math.isfinite, found.values())) and found["infonce"] == pytest.approx(-math.log(0.75))
