@@ -41,7 +41,7 @@ TUNING = {  # 24 steps on the training questions, measured on the development pa
 }
 LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug", "qa-dream-temperature-.05": "--temperature .05"}
 
-LONG_GPU = "train.py --data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps 2000 --questions 32 --pool 32 --lr 3e-4"  # for a GPU
+LONG_GPU = "train.py --data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps 700 --questions 32 --pool 32 --lr 3e-4"  # for a GPU
 GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 
 
