@@ -12,7 +12,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 import output
-from science import ABLATIONS, CLASSROOM, COLLECTIONS, LONG, TUNING
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, TUNING
 
 ROOT = Path(__file__).parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
@@ -68,7 +68,7 @@ def table():
 def beir():
     """nDCG@10 on collections that nothing was trained on."""
     lines = ["| retriever | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 2)]
-    names = {"untrained": "untrained, with the prompt", "bm25": "BM25", "minilm": "all-MiniLM-L6-v2", **{f"{n}-0": n for n in (*LONG, "wiki-dream")}}
+    names = {"untrained": "untrained, with the prompt", "bm25": "BM25", "minilm": "all-MiniLM-L6-v2", **{f"{n}-0": n for n in (*LONG, "wiki-dream", *GPU)}}
     for name, label in names.items():
         metrics = read(f"{name}-beir")["metrics"]
         values = [metrics[c]["ndcg@10"] for c in COLLECTIONS] if metrics else []
@@ -95,10 +95,10 @@ def evidence():
         parts = [[r["curve"][: len(r["curve"]) // 4], r["curve"][-(len(r["curve"]) // 4) :]] for r in results]
         return ", ".join(cell([statistics.mean(step[key] for both in parts for step in both[i])]) for i in (0, 1))
 
-    for name, results in runs((*CLASSROOM, *LONG, "wiki-dream")).items():
+    for name, results in runs((*CLASSROOM, *LONG, "wiki-dream", *GPU)).items():
         if results:
             cells = " | ".join(quarters(results, key) for key in ("source_weight", "accuracy", "agreement"))
-            where = "train/wiki" if name.startswith("wiki") else "train/qa" if name in LONG else "classroom"
+            where = "train/wiki" if name.startswith("wiki") else "train/qa" if name in (*LONG, *GPU) else "classroom"
             lines.append(f"| {name} | {where}, {len(results[0]['curve'])} steps, seeds: {len(results)} | {cells} |")
     return "\n".join(lines) + "\n"
 
@@ -189,11 +189,13 @@ def checkup():
 
 def costs():
     """Ratios within one run each."""
-    step, naive, peft, peers = (read(f"bench{name}") for name in ("", "-naive", "-peft", "-peers"))
+    step, gpu, naive, peft, peers = (read(f"bench{name}") for name in ("", "-gpu", "-naive", "-peft", "-peers"))
     ratios = naive["ratios"]
     rows = [("a DREAM step, in InfoNCE steps: time; memory beyond the models", f"{step['ratios']['dream / infonce']:.2f}; "
              f"{step['ratios']['peak beyond the models']:.2f}", step),
             ("by the count of operations alone", f"{step['ratios']['by count']:.2f}", step),
+            (f"the same on {gpu['hardware']}, 32 questions x 32 documents of at most 256 tokens, bfloat16; by the count", f"{gpu['ratios']['dream / infonce']:.2f}; "
+             f"{gpu['ratios']['peak beyond the models']:.2f}; {gpu['ratios']['by count']:.2f}", gpu),
             ("share of a DREAM step outside matrix products and fused attention", f"{step['outside_products']:.0%}", step),
             ("against the naive implementation: a step; the judge's part alone", f"{ratios['time of a step']:.0f} times as fast; "
              f"{ratios['time of the judge']:.0f} times", naive),

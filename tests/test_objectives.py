@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+import likelihoods
 import objectives
 from data import Pool
 from test_train import tiny_run
@@ -33,7 +34,9 @@ def softmax(row):
     return [math.exp(x) / total for x in row]
 
 
-def test_likelihoods_are_of_whole_targets_after_one_document_each(pooled):
+@pytest.mark.parametrize("tokens", [4096, 1])  # all documents together, or one after the other
+def test_likelihoods_are_of_whole_targets_after_one_document_each(pooled, monkeypatch, tokens):
+    monkeypatch.setitem(likelihoods.AT_ONCE, "cpu", tokens)
     run, pool, _, expected = pooled
     with run.judge() as llm:
         found = objectives.document_likelihoods(run, llm, pool)

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, write_collection
 
 from config import Config
+from measure import SETTING
 
 SMALL = {  # what is put behind a command's own flags: the last one counts
     "train.py": "--backbone {tiny} --steps 1 --pool 4 --questions 4 --heads 4 --document-tokens 64 --device cpu --prompt {{text}}",
@@ -92,11 +93,12 @@ def test_the_readme_names_only_flags_and_files_that_exist():
     found = re.findall(r"(?:python|torchrun --nproc-per-node \d+) (\w+\.py)([^\n`#|]*)", readme + more)
     assert {"train.py", "evaluate.py", "data.py", "mteb_run.py", "bench.py"} <= {script for script, _ in found}
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(Config)}
+    fields_of = {"train.py": fields, "bench.py": {name.replace("_", "-") for name in SETTING}}
     for script, flags in found:
         sources = {"data.py": ("commands.py", "corpus.py")}.get(script, (script,))
         source = "".join((ROOT / name).read_text() for name in sources)
         for flag in re.findall(r"--([a-z-]+)", flags):
-            assert flag in fields if script == "train.py" else f'"--{flag}"' in source, (script, flag)
+            assert flag in fields_of.get(script, ()) or (script != "train.py" and f'"--{flag}"' in source), (script, flag)
     for name in re.findall(r"`([a-z_0-9]+\.py|classroom/|results/|tests/)`", readme):
         assert (ROOT / name).exists(), name
     modules = {path.name for path in ROOT.glob("*.py")}
