@@ -17,6 +17,8 @@ are exact:
 
 Left out: sliding windows, soft-capping, attention sinks and layers that are not softmax attention. Symbols: see model.py.
 """
+from collections import defaultdict
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -27,6 +29,8 @@ from transformers.masking_utils import sdpa_mask
 from files import BadInput
 
 READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers hands a ready mask through; a reading masks by itself
+
+AT_ONCE = defaultdict(lambda: 65536, cpu=4096)  # device -> tokens that a pass without gradients reads together
 
 
 class Reading:

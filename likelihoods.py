@@ -8,10 +8,8 @@ at a time as memory allows. Nothing has a gradient. Symbols: see model.py.
 import torch
 import torch.nn.functional as F
 
-from attention import Enough, Packing, ReadTexts, Reading, forward, read_both, read_own, wide
+from attention import AT_ONCE, Enough, Packing, ReadTexts, Reading, forward, read_both, read_own, wide
 from inject import check_llm, pack
-
-AT_ONCE = {"cpu": 4096}  # tokens of questions that are read together; on other devices 65,536
 
 
 class KeepTexts(ReadTexts):
@@ -64,7 +62,7 @@ def log_likelihoods(llm, contexts, input_ids, target_mask):
     documents = KeepTexts(packing, llm.config.get_text_config().num_hidden_layers)
     forward(llm, documents, torch.tensor([i for ids in contexts for i in ids], device=llm.device), packing.positions)
     absent = torch.arange(packing.token_at.shape[1], device=llm.device) >= lengths[:, None]
-    at_once = max(1, AT_ONCE.get(llm.device.type, 65536) // len(questions.input_ids))
+    at_once = max(1, AT_ONCE[llm.device.type] // len(questions.input_ids))
     columns = []
     for some in (slice(start, start + at_once) for start in range(0, len(contexts), at_once)):
         own = lengths[some]

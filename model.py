@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from adapters import CONFIG, PARTS, WEIGHTS, linear_layers, read_adapter, write_adapter
-from attention import Packing, ReadTexts, forward, obstacle, wide
+from attention import AT_ONCE, Packing, ReadTexts, forward, obstacle, wide
 from backbones import BACKBONES, load_backbone
 from files import BadInput, write_json
 from peers import POOLINGS, load_encoder, read_json
@@ -223,7 +223,7 @@ class Retriever:
         A batch holds at most `batch_tokens` tokens (by default 4,096 on a CPU, 65,536 elsewhere), of texts of one length
         if those fill a quarter of it: without padding peers need no mask either, which is faster.
         """
-        batch_tokens = batch_tokens or (4096 if self.device.type == "cpu" else 65536)
+        batch_tokens = batch_tokens or AT_ONCE[self.device.type]
         rows = self.tokenize(texts, kind) if len(texts) else []
         self.cut += sum(len(r) >= self.max_tokens for r in rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)

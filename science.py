@@ -40,8 +40,6 @@ TUNING = {  # 24 steps on the training questions, measured on the development pa
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
 }
 LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-dream-temperature-.05": "--temperature .05"}
-
-GPU_RUN = "train.py --data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps 700 --questions 32 --pool 32 --lr 3e-4"  # for a GPU
 GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 
 
@@ -51,7 +49,7 @@ def experiments():
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
     runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 200 {flags} --seed 0") for name, flags in LONG.items()}
-    runs |= {f"{name}-0": ("runs/qa", f"{GPU_RUN} {flags} --seed 0") for name, flags in GPU.items()}
+    runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 700 --questions 32 --pool 32 --lr 3e-4 {flags} --seed 0") for name, flags in GPU.items()}
     runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 --seed 0")
     for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128")
