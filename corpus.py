@@ -57,11 +57,11 @@ def read_documents(path):
 class Judge:
     """The frozen LLM that says how much more probable a target is with its source document than with no document."""
 
-    def __init__(self, name, document_tokens):
+    def __init__(self, name, document_tokens, dtype="auto"):
         from backbones import load_backbone  # only where there is an LLM: transformers takes seconds to import
         from inject import prefill, target_nll
 
-        tokenizer, self.llm = load_backbone(name)
+        tokenizer, self.llm = load_backbone(name, dtype=dtype)
         self.prefill, self.target_nll = prefill, target_nll
         self.prompts = Prompts(tokenizer, document_tokens)
         input_ids, nowhere = self.prompts.context([])
@@ -131,14 +131,14 @@ def visit(documents, judge, limit, per_document, seed, document_tokens):
     return made, counts
 
 
-def make_folder(file, out, llm="SmolLM2-135M", rows=0, per_document=3, seed=0, document_tokens=128):
+def make_folder(file, out, llm="SmolLM2-135M", rows=0, per_document=3, seed=0, document_tokens=128, dtype="auto"):
     """Raw documents -> a training folder `out`, written whole or not at all. Raises BadInput."""
     for name, value, least in (("rows", rows, 0), ("per-document", per_document, 1), ("document-tokens", document_tokens, 1)):
         if value < least:
             raise BadInput(f"--{name} must be at least {least}, not {value}")
     documents = read_documents(file)
     with making(out) as part:
-        judge = None if llm == "none" else Judge(llm, document_tokens)
+        judge = None if llm == "none" else Judge(llm, document_tokens, dtype)
         made, counts = visit(documents, judge, rows, per_document, seed, document_tokens)
         if len(made) < 2:
             raise BadInput(f"{file}: {counts['kept']} rows came out, of {len(made)} documents; training needs two documents at "
@@ -162,3 +162,4 @@ def add_options(parser):
     parser.add_argument("--per-document", type=int, default=3, help="rows of a document, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the order of documents, and of targets and queries")
     parser.add_argument("--document-tokens", type=int, default=128, help="the target stands within so many tokens of the source")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the LLM's weights")

@@ -20,6 +20,7 @@ COLLECTIONS = ("cranfield", "cacm", "cisi", "medline", "adi", "humaneval", "mbpp
 BEIR = ",".join(f"collections/beir/{name}" for name in COLLECTIONS)
 SEEDS = (0, 1, 2)
 MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
+HALF = "--dtype bfloat16"  # for CPUs that compute in it
 QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
 CLASSROOM = {  # name -> flags of train.py; three seeds each
@@ -39,7 +40,8 @@ TUNING = {  # 24 steps on the training questions, measured on the development pa
     "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
 }
-LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-dream-temperature-.05": "--temperature .05"}
+LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-dream-temperature-.05": "--temperature .05",
+        "qa-dream-keep-.05": f"--budget keep --temperature .05 {HALF}"}
 GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 
 
@@ -50,9 +52,9 @@ def experiments():
     runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 200 {flags} --seed 0") for name, flags in LONG.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 700 --questions 32 --pool 32 --lr 3e-4 {flags} --seed 0") for name, flags in GPU.items()}
-    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 --seed 0")
+    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 {HALF} --seed 0")
     for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
-        runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128")
+        runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))
     for name in COLLECTIONS[:4]:
         runs[f"own-{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} --document-tokens 96 "
                                  "--steps 40 --seed 0")
@@ -77,7 +79,8 @@ def prepare(path):
     elif path == "runs/qa":
         call("data.py split collections/train/qa runs/qa --share .06")
     elif path == "runs/wiki":
-        call("data.py corpus collections/train/wiki runs/wiki --rows 4000")
+        prepare("runs/qa")  # measured on its development part
+        call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
     elif path.startswith("runs/corpus-"):
         call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000")
     else:
