@@ -1,10 +1,10 @@
 """How much weight on the source document does each objective ask for? Why infonce pushes documents further apart than dream.
 
     python saturation.py                                             # classroom/, SmolLM2-135M
-    python saturation.py --data DIR --pools 8 --out FILE
+    python saturation.py --pools 8 --out FILE --data DIR ...         # any flag of train.py
 
 No retriever: weights are made up, w on the source and the rest shared equally or all on one other document, and each
-objective (objectives.py) says its loss, the mean over the pools' questions. Where a loss no longer falls as w rises, nothing
+objective (objectives.py) says its loss, the mean over the pools' questions; dream with either budget. Where a loss no longer falls as w rises, nothing
 asks the retriever for more.
 """
 import argparse
@@ -35,7 +35,7 @@ def losses(run, llm, pool, read, likelihoods, share, other=None):
     read: what run.read() says of the pool; likelihoods: (B, K), log p(y | d_k, q)."""
     weights = shares(pool.source, len(pool.documents), share, other).to(llm.device)
     log_q = likelihoods.log_softmax(-1)
-    found = {"dream": target_nll(llm, *read, weights, run.heads, run.config.budget),
+    found = {"dream": target_nll(llm, *read, weights, run.heads, "documents"), "dream-keep": target_nll(llm, *read, weights, run.heads, "keep"),
              "infonce": -weights.gather(1, pool.source[:, None].to(llm.device)).log()[:, 0],
              "replug": (torch.xlogy(weights, weights) - weights * log_q).sum(-1),
              "emdr": -(weights.log() + likelihoods).logsumexp(-1)}
@@ -57,13 +57,11 @@ def measure(run, pools):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Each objective's loss against the weight of the source document.", allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--backbone", default="SmolLM2-135M", help="the frozen LLM")
-    parser.add_argument("--data", default="classroom", help="training folder")
-    parser.add_argument("--pools", type=int, default=4, help="pools of 16 documents and 16 questions")
+                                     epilog="Every other flag is train.py's: --data, --backbone, --heads, ...", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--pools", type=int, default=4, help="how many pools the losses are means of")
     parser.add_argument("--out", help="a JSON file for the figures")
-    args = parser.parse_args(argv)
-    run = Run(parse(["--backbone", args.backbone, "--data", args.data]))
+    args, flags = parser.parse_known_args(argv)
+    run = Run(parse(flags))
     run.choose_heads()
     found = measure(run, args.pools)
     for rest, rows in found.items():

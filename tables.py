@@ -103,17 +103,21 @@ def evidence():
     return "\n".join(lines) + "\n"
 
 
-def saturation():
+def saturation(name="saturation"):
     """How much weight on the source each loss asks for: saturation.py's means, the rest of the weight shared equally."""
-    found = read("saturation")["losses"]
+    found = read(name)["losses"]
     if not found:
         return "not run\n"
-    columns = ("dream", "replug", "emdr", "infonce")
-    lines = ["| weight on the source | " + " | ".join(columns) + " | dream, the rest on one other document |", "|" + "---|" * (len(columns) + 2)]
+    columns = {"dream": "dream", "dream-keep": "dream `--budget keep`", "replug": "replug", "emdr": "emdr", "infonce": "infonce"}
+    lines = ["| weight on the source | " + " | ".join(columns.values()) + " | dream, the rest on one other document |", "|" + "---|" * (len(columns) + 2)]
     for share, losses in found["equal"].items():
         cells = [f"{losses[name]:.2f}" for name in columns] + [f"{found['one'][share]['dream']:.2f}"]
         lines.append(f"| {share} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def saturation_qa():
+    return saturation("saturation-qa")
 
 
 def tuning():
@@ -240,7 +244,8 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"main": main, "results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "saturation": saturation, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts,
+TABLES = {"main": main, "results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "saturation": saturation, "saturation_qa": saturation_qa, "tuning": tuning,
+          "corpus": corpus, "costs": costs, "parts": parts,
           "growth": growth, "options": options,
           "interoperation": interoperation, "checkup": checkup}
 
