@@ -14,11 +14,13 @@ have `kind` and `gain`. The same file, LLM and seed make the same rows.
 import math
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import cut
 from cloze import KINDS, Document, Words, cut_tokens, make_rows, stands_in
 from convert import making, write_lines
 from data import Prompts, find_file, read_lines, read_texts
@@ -70,12 +72,6 @@ class Judge:
     def read(self, input_ids, document_of):
         return self.prefill(self.llm, input_ids.to(self.llm.device), document_of.to(self.llm.device))
 
-    def visible(self, text):
-        """What the LLM reads of a document."""
-        n = self.prompts.document_tokens
-        start = " " + text[: 32 * n]  # no token is that long, but a book is longer
-        return self.prompts.tokenizer.decode(self.prompts.tokenizer(start, add_special_tokens=False).input_ids[:n])
-
     @torch.no_grad()
     def gains(self, sources):
         """[(text, rows)] -> for each, the rows' mean log p(target | text, query) - log p(target | query) per target token."""
@@ -106,7 +102,7 @@ def without_asked(document, rows, kept, visible):
 def visit(documents, judge, limit, per_document, seed, document_tokens):
     """{id: (title, text)} -> ({id: (text that remains, its rows)}, counts of what was made and dropped)."""
     words, counts, made = Words(documents), Counter(), {}
-    visible = judge.visible if judge else lambda text: cut_tokens(text, document_tokens)
+    visible = partial(cut.visible, judge.prompts) if judge else lambda text: cut_tokens(text, document_tokens)
     order = random.Random(seed).sample(list(documents), len(documents))
     bar = tqdm(total=limit or len(order), desc="rows", unit="row" if limit else "document")
     for start in range(0, len(order), BATCH):

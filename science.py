@@ -21,6 +21,7 @@ BEIR = ",".join(f"collections/beir/{name}" for name in COLLECTIONS)
 SEEDS = (0, 1, 2)
 MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
 HALF = "--dtype bfloat16"  # for CPUs that compute in it
+READ = f"--cut-targets drop --temperature .05 {HALF}"
 QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
 CLASSROOM = {  # name -> flags of train.py; three seeds each
@@ -41,7 +42,7 @@ TUNING = {  # 24 steps on the training questions, measured on the development pa
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
 }
 LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-dream-temperature-.05": "--temperature .05",
-        "qa-dream-keep-.05": f"--budget keep --temperature .05 {HALF}"}
+        "qa-dream-read": READ}
 GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 
 
@@ -52,7 +53,7 @@ def experiments():
     runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 200 {flags} --seed 0") for name, flags in LONG.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 700 --questions 32 --pool 32 --lr 3e-4 {flags} --seed 0") for name, flags in GPU.items()}
-    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 {HALF} --seed 0")
+    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 {READ} --seed 0")
     for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))
     for name in COLLECTIONS[:4]:

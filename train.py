@@ -28,6 +28,7 @@ from adapters import check_lora
 from bm25 import chain
 from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, changes, learning_rate, parse, temperature
+from cut import readable
 from data import Pool, Prompts, find_qrels, load_collections, load_corpus, load_examples, make_pools
 from files import BadInput, command, write_json
 from inject import check_llm, prefill, score_heads, select_heads
@@ -93,13 +94,12 @@ class Run:
         return prefix, questions.to(llm.device), target_mask.to(llm.device)
 
     def check(self):
-        """Report documents that are cut; raise BadInput unless the LLM has the heads and the longest pool fits it."""
+        """Report documents and targets that are cut; raise BadInput unless the LLM has the heads and the longest pool fits it."""
         config = self.config
         documents = [self.corpus[d] for d in dict.fromkeys(e.document for e in self.examples)]
         documents.sort(key=lambda d: self.prompts.context([d])[0].shape[1], reverse=True)
         if self.prompts.truncated:
-            print(f"{len(self.prompts.truncated)} of {len(documents)} documents are longer than "
-                  f"{config.document_tokens} tokens and are cut (--document-tokens)", file=sys.stderr)
+            self.examples = readable(self.examples, self.corpus, self.prompts, config.cut_targets)
         self.tokenize([documents[0]], "document")  # or BadInput: no room beside the prompt
         if config.objective == "infonce":
             return

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import corpus
+import cut
 from cloze import Document, Row, Words, cut_sentences, lines_wrap, make_rows, stands_in
 from commands import main
 from conftest import tiny_llm, tiny_tokenizer
@@ -271,7 +272,7 @@ def test_gain_is_that_of_naive_full_sequences(tiny_folder):
         expected = (naive_nll(llm, tokenizer, introduction, row)
                     - naive_nll(llm, tokenizer, f"{introduction}Document 1:{read}\n\n", row))
         assert gain == pytest.approx(expected, abs=1e-4)
-    assert judge.visible(texts[1]) == (" " + texts[1])[:30]
+    assert cut.visible(judge.prompts, texts[1]) == (" " + texts[1])[:30]
 
 
 def test_rows_below_the_least_gain_are_dropped_and_their_sentences_go_back(tmp_path, tiny_folder, capsys, monkeypatch):
