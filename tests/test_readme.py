@@ -93,7 +93,7 @@ def test_the_readme_names_only_flags_and_files_that_exist():
     found = re.findall(r"(?:python|torchrun --nproc-per-node \d+) (\w+\.py)([^\n`#|]*)", readme + more)
     assert {"train.py", "evaluate.py", "data.py", "mteb_run.py", "bench.py"} <= {script for script, _ in found}
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(Config)}
-    fields_of = {"train.py": fields, "bench.py": {name.replace("_", "-") for name in SETTING}}
+    fields_of = {"train.py": fields, "saturation.py": fields, "bench.py": {name.replace("_", "-") for name in SETTING}}
     for script, flags in found:
         sources = {"data.py": ("commands.py", "corpus.py")}.get(script, (script,))
         source = "".join((ROOT / name).read_text() for name in sources)
