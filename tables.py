@@ -103,13 +103,11 @@ def evidence():
     return "\n".join(lines) + "\n"
 
 
-def saturation(name="saturation"):
+def saturation():
     """How much weight on the source each loss asks for: saturation.py's means, the rest of the weight shared equally."""
-    found = read(name)["losses"]
-    if not found:
-        return "not run\n"
     columns = {"dream": "dream", "dream-keep": "dream `--budget keep`", "replug": "replug", "emdr": "emdr", "infonce": "infonce"}
     lines = ["| weight on the source | " + " | ".join(columns.values()) + " | dream, the rest on one other document |", "|" + "---|" * (len(columns) + 2)]
+    found = read("saturation")["losses"]
     for share, losses in found["equal"].items():
         cells = [f"{losses[name]:.2f}" for name in columns] + [f"{found['one'][share]['dream']:.2f}"]
         lines.append(f"| {share} | " + " | ".join(cells) + " |")
@@ -117,7 +115,13 @@ def saturation(name="saturation"):
 
 
 def saturation_qa():
-    return saturation("saturation-qa")
+    """The same on train/qa, whose documents are cut: dream's loss with all rows, and with those whose target is still there."""
+    runs = {"all rows": read("saturation-qa"), "targets that are read": read("saturation-qa-read")}
+    lines = ["| weight on the source | " + " | ".join(f"{rows}{keep}" for rows in runs for keep in ("", ", `--budget keep`")) + " |", "|---|---|---|---|---|"]
+    for share in runs["all rows"]["losses"]["equal"]:
+        cells = [f"{result['losses']['equal'][share][name]:.3f}" for result in runs.values() for name in ("dream", "dream-keep")]
+        lines.append(f"| {share} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def tuning():
@@ -244,10 +248,9 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"main": main, "results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "saturation": saturation, "saturation_qa": saturation_qa, "tuning": tuning,
-          "corpus": corpus, "costs": costs, "parts": parts,
-          "growth": growth, "options": options,
-          "interoperation": interoperation, "checkup": checkup}
+TABLES = {"main": main, "results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "saturation": saturation,
+          "saturation_qa": saturation_qa, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts, "growth": growth,
+          "options": options, "interoperation": interoperation, "checkup": checkup}
 
 if __name__ == "__main__":
     for page in PAGES:
