@@ -36,7 +36,6 @@ class Config:
     budget: str = option("documents", "an injected head reads documents alone, or keeps its attention elsewhere", choices=("documents", "keep"))
     temperature: float = option(0.02, "tau of eq (2)")
     final_temperature: float = option(0.0, "tau at the last step, reached geometrically; 0: the same throughout")
-    likelihood_temperature: float = option(1.0, "beta of replug")
     pool: int = option(16, "K, candidate documents of a step")
     questions: int = option(16, "B, questions of a step")
     neighbours: int = option(2, "documents of a pool that stand together")
@@ -74,8 +73,7 @@ def parse(argv=None):
             raise BadInput(f"--{name.replace('_', '-')} {value} is too large")
         if name in ("backbone", "data", "out") and not value.strip():
             raise BadInput(f"--{name} is empty")
-    for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate",
-                 "likelihood_temperature", "lr", "lora_rank"):
+    for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate", "lr", "lora_rank"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
     if config.pool < 2 or config.embed_chunk < 0 or config.save_every < 0:

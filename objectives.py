@@ -4,7 +4,7 @@ Each takes the scores s_bk of eq (1), (B, K), and returns a loss. tau is the tem
 
     dream      -log p(y | d_1..d_K, q; w)                  one reading of all documents, a few heads weighted by w = softmax(s / tau)
     infonce    -log softmax_k(s / tau)[source]             the source document is the label, the pool's others are negatives
-    replug     KL( softmax_k(s / tau) || softmax_k(log p(y | d_k, q) / beta) )      each document read alone
+    replug     KL( softmax_k(s / tau) || softmax_k(log p(y | d_k, q) / BETA) )      each document read alone
     emdr       -log sum_k softmax_k(s / tau) p(y | d_k, q)                           each document read alone
 
 DREAM's judge reads K documents once; replug and emdr need the likelihood of every target after every single document, K
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 
 from inject import target_nll
 from likelihoods import log_likelihoods
+
+BETA = 1.0  # replug's temperature of the LLM's likelihoods
 
 
 def document_weights(scores, temperature):
@@ -44,11 +46,11 @@ def infonce_loss(run, llm, pool, scores):
 def replug_loss(run, llm, pool, scores):
     """RePlug LSR (Shi et al. 2023, arXiv 2301.12652): the retriever's distribution P learns the LLM's Q, by KL(P || Q).
 
-    ASSUMPTION: Q is the softmax of log-likelihoods (of whole targets) over beta = --likelihood-temperature: at 1 it is Bayes'
+    ASSUMPTION: Q is the softmax of log-likelihoods (of whole targets) over BETA: at 1 it is Bayes'
     posterior of the document under equal priors.
     """
     log_p = F.log_softmax(scores / run.temperature, dim=-1)  # (B, K)
-    log_q = F.log_softmax(document_likelihoods(run, llm, pool) / run.config.likelihood_temperature, dim=-1)
+    log_q = F.log_softmax(document_likelihoods(run, llm, pool) / BETA, dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 

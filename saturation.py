@@ -14,7 +14,7 @@ import torch
 
 from files import command, write_json
 from inject import target_nll
-from objectives import document_likelihoods
+from objectives import BETA, document_likelihoods
 from record import about_run
 from train import Run, parse
 
@@ -34,7 +34,7 @@ def losses(run, llm, pool, read, likelihoods, share, other=None):
 
     read: what run.read() says of the pool; likelihoods: (B, K), log p(y | d_k, q)."""
     weights = shares(pool.source, len(pool.documents), share, other).to(llm.device)
-    log_q = likelihoods.log_softmax(-1)
+    log_q = (likelihoods / BETA).log_softmax(-1)
     found = {"dream": target_nll(llm, *read, weights, run.heads, "documents"), "dream-keep": target_nll(llm, *read, weights, run.heads, "keep"),
              "infonce": -weights.gather(1, pool.source[:, None].to(llm.device)).log()[:, 0],
              "replug": (torch.xlogy(weights, weights) - weights * log_q).sum(-1),

@@ -297,7 +297,7 @@ def test_half_a_retriever(out, tmp_path, collection_folder, files):
     assert message.startswith(f"{tmp_path}: not a whole retriever folder")
 
 
-POSITIVE = ["--heads", "--likelihood-temperature", "--temperature", "--questions", "--neighbours", "--document-tokens",
+POSITIVE = ["--heads", "--temperature", "--questions", "--neighbours", "--document-tokens",
             "--steps", "--lr", "--lora-rank"]
 
 

@@ -22,7 +22,7 @@ def log_likelihood(run, document, example):
 
 @pytest.fixture
 def pooled(tiny_folder, collection_folder):
-    run = tiny_run(tiny_folder, collection_folder, "--temperature", "0.5", "--likelihood-temperature", "3")
+    run = tiny_run(tiny_folder, collection_folder, "--temperature", "0.5")
     run.examples[1].target, run.examples[2].target = "a rather long answer", "no"  # targets of unequal length
     pool = next(run.pools(3))
     expected = [[log_likelihood(run, d, e) for d in pool.documents] for e in pool.examples]
@@ -44,7 +44,8 @@ def test_likelihoods_are_of_whole_targets_after_one_document_each(pooled, monkey
     assert not found.requires_grad
 
 
-def test_replug_is_the_divergence_of_the_retriever_from_the_llm(pooled):
+def test_replug_is_the_divergence_of_the_retriever_from_the_llm(pooled, monkeypatch):
+    monkeypatch.setattr(objectives, "BETA", 3)
     run, pool, scores, expected = pooled
     losses = []
     for row, likelihoods in zip(scores.tolist(), expected):
