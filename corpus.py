@@ -78,7 +78,6 @@ class Judge:
         def nll(prefix, rows):
             return self.target_nll(self.llm, prefix, *(x.to(self.llm.device) for x in self.prompts.suffixes(rows)))
 
-        self.prompts.ids.clear()  # no text comes twice
         without = nll(self.nothing, [r for _, rows in sources for r in rows]).split([len(rows) for _, rows in sources])
         return [(none - nll(self.read(*self.prompts.context([text])), rows)).tolist()
                 for none, (text, rows) in zip(without, sources)]
@@ -107,6 +106,8 @@ def visit(documents, judge, limit, per_document, seed, document_tokens):
     bar = tqdm(total=limit or len(order), desc="rows", unit="row" if limit else "document")
     for start in range(0, len(order), BATCH):
         batch = []
+        if judge:
+            judge.prompts.ids.clear()  # no document comes twice
         for id in order[start : start + BATCH]:
             document = Document(id, *documents[id], words)
             if rows := make_rows(document, per_document, visible, random.Random(f"{seed}/{id}")):

@@ -13,7 +13,7 @@ def visible(prompts, text):
     """What the LLM reads of a document."""
     n = prompts.document_tokens
     start = " " + text[: 32 * n]  # no token is that long, but a book is longer
-    return prompts.tokenizer.decode(prompts.tokenizer(start, add_special_tokens=False).input_ids[:n])
+    return prompts.tokenizer.decode(prompts.tokenize(start)[:n])
 
 
 def folded(text):
@@ -28,9 +28,11 @@ def unread(examples, corpus, prompts):
     """Those examples whose target stands in its document, letter case and spaces aside, but not in what the LLM reads of it.
 
     A target that stands nowhere in its document, such as "yes", is not among them: the LLM may infer it."""
-    whole = {d: folded(corpus[d]) for d in {e.document for e in examples}}
-    read = {d: folded(visible(prompts, corpus[d])) for d in whole}
-    return [e for e in examples if folded(e.target) in whole[e.document] and folded(e.target) not in read[e.document]]
+    whole, read = {}, {}  # of the documents that are cut
+    for d in {e.document for e in examples}:
+        if len(prompts.tokenize(" " + corpus[d])) > prompts.document_tokens:
+            whole[d], read[d] = folded(corpus[d]), folded(visible(prompts, corpus[d]))
+    return [e for e in examples if folded(e.target) in whole.get(e.document, "") and folded(e.target) not in read[e.document]]
 
 
 def readable(examples, corpus, prompts, cut_targets):

@@ -8,6 +8,7 @@ The collections beside classroom/ are not part of the repository: collections/ (
 layout and train/qa, train/wiki as training folder and raw corpus. results/NAME.json is what train.py or evaluate.py wrote.
 """
 import importlib.util
+import re
 import shlex
 import subprocess
 import sys
@@ -80,7 +81,6 @@ def prepare(path):
     elif path == "runs/qa":
         call("data.py split collections/train/qa runs/qa --share .06")
     elif path == "runs/wiki":
-        prepare("runs/qa")  # measured on its development part
         call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
     elif path.startswith("runs/corpus-"):
         call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000")
@@ -96,8 +96,9 @@ def call(words):
 
 def train(name):
     """Train, or go on where a training run was interrupted, and keep its result."""
-    needs, words = experiments()[name]
-    prepare(needs)
+    _, words = experiments()[name]
+    for folder in dict.fromkeys(re.findall(r"runs/[\w-]+", words)):  # --data and --eval
+        prepare(folder)
     again = " --resume" if list((ROOT / "runs" / name).glob("checkpoint-*.json")) else ""
     call(f"{' '.join(words.split())} --out runs/{name}{again}")
     with replacing(ROOT / "results" / f"{name}.json", "wb") as file:

@@ -275,6 +275,16 @@ def test_gain_is_that_of_naive_full_sequences(tiny_folder):
     assert cut.visible(judge.prompts, texts[1]) == (" " + texts[1])[:30]
 
 
+def test_the_llm_judges_in_the_precision_that_is_asked_for(tmp_path, tiny_folder, monkeypatch):
+    write_made(tmp_path / "in.jsonl", documents=10, seed=5)
+    seen, gains = [], corpus.Judge.gains
+    monkeypatch.setattr(corpus.Judge, "gains", lambda judge, sources: seen.append(judge.llm.dtype) or gains(judge, sources))
+    monkeypatch.setattr(corpus, "MIN_GAIN", -100)
+    for dtype in ("float32", "bfloat16"):
+        main(["corpus", str(tmp_path / "in.jsonl"), str(tmp_path / dtype), "--llm", tiny_folder, "--dtype", dtype, "--document-tokens", "600"])
+    assert set(seen[: len(seen) // 2]) == {torch.float32} and set(seen[len(seen) // 2 :]) == {torch.bfloat16}
+
+
 def test_rows_below_the_least_gain_are_dropped_and_their_sentences_go_back(tmp_path, tiny_folder, capsys, monkeypatch):
     before = write_made(tmp_path / "in.jsonl", documents=30, seed=5)
     monkeypatch.setattr(corpus, "MIN_GAIN", 0.05)

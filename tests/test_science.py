@@ -86,3 +86,7 @@ def test_a_long_run_makes_its_data_first(tmp_path, monkeypatch):
     (tmp_path / "results" / "qa-dream-0.json").write_text("{}")  # known, but its model is not here
     science.main(["qa-dream-0-beir"])
     assert [words.split()[0] for words in called] == ["data.py", "train.py", "evaluate.py"]
+    (tmp_path / "runs" / "wiki").mkdir()  # its rows are there, those that it is measured on are not
+    called.clear()
+    science.main(["wiki-dream-0"])
+    assert [" ".join(words.split()[:4]) for words in called[:2]] == ["data.py split collections/train/qa runs/qa", "train.py --data runs/wiki --eval"]
