@@ -18,6 +18,7 @@ from files import BadInput, command, replacing
 
 ROOT = Path(__file__).parent
 COLLECTIONS = ("cranfield", "cacm", "cisi", "medline", "adi", "humaneval", "mbpp")
+OWN = ("cranfield", "cacm", "cisi", "medline", "mbpp")  # trained on their own documents, without questions
 BEIR = ",".join(f"collections/beir/{name}" for name in COLLECTIONS)
 SEEDS = (0, 1, 2)
 MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
@@ -51,15 +52,15 @@ def experiments():
     """{name: (what must be there first, command)}; a training run is followed by NAME-beir where it is measured elsewhere too."""
     runs = {f"{name}-{seed}": (None, f"train.py {flags} --seed {seed}") for name, flags in CLASSROOM.items() for seed in SEEDS}
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
-    runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} --seed 0") for name, flags in TUNING.items()}
+    runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} {HALF} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 200 {flags} --seed 0") for name, flags in LONG.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 700 --questions 32 --pool 32 --lr 3e-4 {flags} --seed 0") for name, flags in GPU.items()}
     runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 {READ} --seed 0")
     for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))
-    for name in COLLECTIONS[:4]:
+    for name in OWN:
         runs[f"own-{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} --document-tokens 96 "
-                                 "--steps 40 --seed 0")
+                                 f"--steps 60 {HALF} --seed 0")
     for label, model in (("untrained", "SmolLM2-135M"), ("plain", "SmolLM2-135M"), ("bm25", "bm25"), ("minilm", MINILM)):
         runs[f"{label}-classroom"] = (model, f"evaluate.py --model {model} --data classroom" + " --prompt {text}" * (label == "plain"))
         runs[f"{label}-beir"] = (model, f"evaluate.py --model {model} --data {BEIR}" + " --max-tokens 128" * (label != "bm25") + " --prompt {text}" * (label == "plain"))
@@ -83,7 +84,7 @@ def prepare(path):
     elif path == "runs/wiki":
         call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
     elif path.startswith("runs/corpus-"):
-        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000")
+        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000 --document-tokens 96 {HALF}")
     else:
         train(path.removeprefix("runs/"))
 

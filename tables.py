@@ -12,7 +12,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 import output
-from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, TUNING
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, OWN, TUNING
 
 ROOT = Path(__file__).parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
@@ -137,7 +137,7 @@ def tuning():
 def corpus():
     """Trained on rows made from a collection's own documents; its questions were never seen. nDCG@10."""
     lines = ["| collection | untrained | trained on its own documents | BM25 |", "|---|---|---|---|"]
-    for name in COLLECTIONS[:4]:
+    for name in OWN:
         result = read(f"own-{name}-0")
         values = [[result[when][name]["ndcg@10"]] if result else [] for when in ("before", "after", "bm25")]
         lines.append(f"| {name} | " + " | ".join(map(cell, values)) + " |")
