@@ -60,7 +60,7 @@ def experiments():
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))
     for name in OWN:
         runs[f"own-{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} --document-tokens 96 "
-                                 f"--steps 60 {HALF} --seed 0")
+                                 "--steps 40 --seed 0")
     for label, model in (("untrained", "SmolLM2-135M"), ("plain", "SmolLM2-135M"), ("bm25", "bm25"), ("minilm", MINILM)):
         runs[f"{label}-classroom"] = (model, f"evaluate.py --model {model} --data classroom" + " --prompt {text}" * (label == "plain"))
         runs[f"{label}-beir"] = (model, f"evaluate.py --model {model} --data {BEIR}" + " --max-tokens 128" * (label != "bm25") + " --prompt {text}" * (label == "plain"))
@@ -84,7 +84,7 @@ def prepare(path):
     elif path == "runs/wiki":
         call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
     elif path.startswith("runs/corpus-"):
-        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000 --document-tokens 96 {HALF}")
+        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000")
     else:
         train(path.removeprefix("runs/"))
 
