@@ -137,11 +137,11 @@ def tuning():
 def corpus():
     """Trained on rows made from a collection's own documents; its questions were never seen. nDCG@10."""
     lines = ["| collection | untrained | trained on its own documents | BM25 |", "|---|---|---|---|"]
-    for name in OWN:
-        result = read(f"own-{name}-0")
-        values = [[result[when][name]["ndcg@10"]] if result else [] for when in ("before", "after", "bm25")]
-        lines.append(f"| {name} | " + " | ".join(map(cell, values)) + " |")
-    return "\n".join(lines) + "\n"
+    rows = {name: [[result[when][name]["ndcg@10"]] if result else [] for when in ("before", "after", "bm25")]
+            for name in OWN for result in [read(f"own-{name}-0")]}
+    done = [sum(values, []) for values in rows.values() if all(values)]
+    rows[f"mean of {len(done)}"] = [[statistics.mean(column)] for column in zip(*done)] or [[]] * 3
+    return "\n".join(lines + [f"| {name} | " + " | ".join(map(cell, values)) + " |" for name, values in rows.items()]) + "\n"
 
 
 class NotRun(dict):
