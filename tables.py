@@ -137,11 +137,16 @@ def tuning():
 def corpus():
     """Trained on rows made from a collection's own documents; its questions were never seen. nDCG@10."""
     lines = ["| collection | untrained | trained on its own documents | BM25 |", "|---|---|---|---|"]
-    rows = {name: [[result[when][name]["ndcg@10"]] if result else [] for when in ("before", "after", "bm25")]
-            for name in OWN for result in [read(f"own-{name}-0")]}
-    done = [sum(values, []) for values in rows.values() if all(values)]
-    rows[f"mean of {len(done)}"] = [[statistics.mean(column)] for column in zip(*done)] or [[]] * 3
-    return "\n".join(lines + [f"| {name} | " + " | ".join(map(cell, values)) + " |" for name, values in rows.items()]) + "\n"
+    rows = {}
+    for name in OWN:
+        result = read(f"own-{name}-0")
+        rows[name] = [result[when][name]["ndcg@10"] for when in ("before", "after", "bm25")] if result else []
+    measured = [values for values in rows.values() if values]
+    rows[f"mean of {len(measured)}"] = [statistics.mean(column) for column in zip(*measured)]
+    for name, values in rows.items():
+        cells = [cell([v]) for v in values] or ["not run"] * 3
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 class NotRun(dict):
