@@ -3,8 +3,10 @@ import os
 import shutil
 
 import torch
+from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from attention import attend
 from files import BadInput
 
 
@@ -24,7 +26,7 @@ def checkpoint_layers(llm):
 
 
 def compile_layers(llm, backend="inductor"):
-    """torch.compile for what stands between the products: norms and gated MLPs with their adapters. Equal up to rounding.
+    """torch.compile for what stands around each layer's attention: norms, projections with their adapters, rotations, MLPs. Equal up to rounding.
 
     All layers share compiled forms (with and without adapters, with and without a graph), and `dynamic` makes each serve
     every number of tokens: packed texts have no fixed length, and buckets would bring padding back. Raises BadInput.
@@ -32,9 +34,10 @@ def compile_layers(llm, backend="inductor"):
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and llm.device.type == "cpu" and not shutil.which(compiler):
         raise BadInput(f"--compile: the C++ compiler {compiler} is not there; install it, or do without --compile")
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # per form, of two models
-    modules = [m for m in llm.modules() if type(m).__name__.endswith(("MLP", "RMSNorm"))]
-    if not modules:
+    layers = [m for m in llm.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
         raise BadInput(f"--compile: {llm.config.model_type} has no layers that this knows how to compile")
-    for module in modules:
-        module.compile(dynamic=True, backend=backend)
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # per form, of two models
+    AttentionInterface.register("dream", torch.compiler.disable(attend))  # a Reading is Python: another one in each pass
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)

@@ -45,7 +45,8 @@ TUNING = {  # 24 steps on the training questions, measured on the development pa
 }
 LONG = {"qa-dream": "", "qa-infonce": "--objective infonce", "qa-dream-temperature-.05": "--temperature .05",
         "qa-dream-read": READ}
-GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
+GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug", "gpu-dream-temperature-.05": "--temperature .05",
+       "gpu-dream-keep": "--budget keep", "gpu-dream-read": "--cut-targets drop", "gpu-infonce-temperature-.05": "--objective infonce --temperature .05"}
 
 
 def experiments():
@@ -54,7 +55,8 @@ def experiments():
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
     runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 24 {flags} {HALF} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 200 {flags} --seed 0") for name, flags in LONG.items()}
-    runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 700 --questions 32 --pool 32 --lr 3e-4 {flags} --seed 0") for name, flags in GPU.items()}
+    runs |= {f"{name}-{seed}": ("runs/qa", f"train.py {QA} 2000 --questions 32 --pool 32 --lr 3e-4 --compile {flags} --seed {seed}")
+             for name, flags in GPU.items() for seed in SEEDS}
     runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 {READ} --seed 0")
     for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))

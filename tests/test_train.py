@@ -122,10 +122,10 @@ def test_layers_that_cannot_be_compiled_or_checkpointed_are_refused(tiny_folder,
 
 
 def test_the_backbone_s_layers_can_be_compiled(tiny_folder, collection_folder):
-    """Norms and MLPs alone, for every number of tokens; what compiles is torch's: here its own reference backend."""
+    """All but attention, for every number of tokens; what compiles is torch's: here its own reference backend."""
     plain, compiled = (tiny_run(tiny_folder, collection_folder, *more) for more in ([], ["--compile"]))
     layers = [m for m in compiled.retriever.llm.modules() if m._compiled_call_impl is not None]
-    assert len(layers) == 3 * 3 + 1 and not any(m._compiled_call_impl for m in plain.retriever.llm.modules())
+    assert len(layers) == 3 and not any(m._compiled_call_impl for m in plain.retriever.llm.modules())
     compile_layers(compiled.retriever.llm, backend="aot_eager")
     records = []
     for run in (plain, compiled):
