@@ -23,6 +23,7 @@ BEIR = ",".join(f"collections/beir/{name}" for name in COLLECTIONS)
 SEEDS = (0, 1, 2)
 MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
 HALF = "--dtype bfloat16"  # for CPUs that compute in it
+KEEP = "--budget keep --temperature .05"  # what the development part chose
 READ = f"--cut-targets drop --temperature .05 {HALF}"
 QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
@@ -47,7 +48,7 @@ LONG = {  # 200 steps on the training questions; three seeds of the first three
     "qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug", "qa-emdr": "--objective emdr",
     "qa-dream-random-heads": "--head-choice random", "qa-dream-temperature-.05": "--temperature .05", "qa-dream-temperature-.1": "--temperature .1",
     "qa-infonce-temperature-.05": "--objective infonce --temperature .05", "qa-dream-keep": "--budget keep",
-    "qa-dream-keep-temperature-.05": "--budget keep --temperature .05", "qa-dream-read": READ,
+    "qa-dream-keep-temperature-.05": KEEP, "qa-dream-read": READ,
 }
 GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 
@@ -65,7 +66,7 @@ def experiments():
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))
     for name in OWN:
         runs[f"own-{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} --document-tokens 96 "
-                                 "--steps 100 --seed 0")
+                                 f"--steps 40 {KEEP} {HALF} --seed 0")
     for label, model in (("untrained", "SmolLM2-135M"), ("plain", "SmolLM2-135M"), ("bm25", "bm25"), ("minilm", MINILM)):
         runs[f"{label}-classroom"] = (model, f"evaluate.py --model {model} --data classroom" + " --prompt {text}" * (label == "plain"))
         runs[f"{label}-beir"] = (model, f"evaluate.py --model {model} --data {BEIR}" + " --max-tokens 128" * (label != "bm25") + " --prompt {text}" * (label == "plain"))
@@ -89,7 +90,7 @@ def prepare(path):
     elif path == "runs/wiki":
         call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
     elif path.startswith("runs/corpus-"):
-        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1600 --document-tokens 96")
+        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000 --document-tokens 96 {HALF}")
     else:
         train(path.removeprefix("runs/"))
 
