@@ -44,11 +44,13 @@ TUNING = {  # 60 steps on the training questions, measured on the development pa
     "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
 }
-LONG = {  # 200 steps on the training questions; three seeds of the first three
-    "qa-dream": "", "qa-infonce": "--objective infonce", "qa-replug": "--objective replug", "qa-emdr": "--objective emdr",
-    "qa-dream-random-heads": "--head-choice random", "qa-dream-temperature-.05": "--temperature .05", "qa-dream-temperature-.1": "--temperature .1",
-    "qa-infonce-temperature-.05": "--objective infonce --temperature .05", "qa-dream-keep": "--budget keep",
-    "qa-dream-keep-temperature-.05": KEEP, "qa-dream-read": READ,
+LONG = {  # 200 steps on the training questions; three seeds of the first four
+    "qa-dream": "", "qa-dream-keep-temperature-.05": KEEP, "qa-infonce": "--objective infonce", "qa-replug": "--objective replug",
+    "qa-emdr": "--objective emdr", "qa-dream-random-heads": "--head-choice random",
+}
+VARIANTS = {  # the same, seed 0 alone
+    "qa-dream-keep": "--budget keep", "qa-dream-temperature-.05": "--temperature .05", "qa-dream-temperature-.1": "--temperature .1",
+    "qa-infonce-temperature-.05": "--objective infonce --temperature .05", "qa-dream-read": READ,
 }
 GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 
@@ -59,7 +61,7 @@ def experiments():
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
     runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 60 {flags} {HALF} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-{seed}": ("runs/qa", f"train.py {QA} 200 {flags} --seed {seed}")
-             for i, (name, flags) in enumerate(LONG.items()) for seed in (SEEDS if i < 3 else SEEDS[:1])}
+             for i, (name, flags) in enumerate((LONG | VARIANTS).items()) for seed in (SEEDS if i < 4 else SEEDS[:1])}
     runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 700 --questions 32 --pool 32 --lr 3e-4 {flags} --seed 0") for name, flags in GPU.items()}
     runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 {READ} --seed 0")
     for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:

@@ -12,7 +12,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 import output
-from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, OWN, TUNING
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, OWN, TUNING, VARIANTS
 
 ROOT = Path(__file__).parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
@@ -65,16 +65,28 @@ def table():
     return "\n".join(lines) + "\n"
 
 
-def beir():
-    """nDCG@10 on collections that nothing was trained on."""
-    lines = ["| retriever | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 2)]
-    names = {"untrained": "untrained, with the prompt", "bm25": "BM25", "minilm": "all-MiniLM-L6-v2", **{f"{n}-0": n for n in (*LONG, "wiki-dream", *GPU)}}
+def collections(names):
+    """nDCG@10 on the development part and on collections that nothing was trained on. names: {name of the files: label}; means over seeds, the last
+    column's deviation too."""
+    lines = ["| retriever | seeds | dev | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 4)]
     for name, label in names.items():
-        metrics = read(f"{name}-beir")["metrics"]
-        values = [metrics[c]["ndcg@10"] for c in COLLECTIONS] if metrics else []
-        cells = [cell([v]) for v in values] or ["not run"] * len(COLLECTIONS)
-        lines.append(f"| {label} | " + " | ".join(cells) + f" | {cell([statistics.mean(values)] if values else [])} |")
+        found, trained = ([json.loads(path.read_text()) for path in sorted((ROOT / "results").glob(f"{name}{end}.json"))] for end in ("-beir", ""))
+        values = [[result["metrics"][c]["ndcg@10"] for c in COLLECTIONS] for result in found]  # of each seed
+        dev = cell([statistics.mean(result["after"]["dev"]["ndcg@10"] for result in trained)]) if trained else ""
+        cells = [cell([statistics.mean(column)]) for column in zip(*values)] or ["not run"] * len(COLLECTIONS)
+        lines.append(f"| {label} | {len(values)} | {dev} | " + " | ".join(cells) + f" | {cell([statistics.mean(seed) for seed in values])} |")
     return "\n".join(lines) + "\n"
+
+
+def beir():
+    """What every retriever is compared by."""
+    return collections({"untrained": "untrained, with the prompt", "bm25": "BM25", "minilm": "all-MiniLM-L6-v2",
+                        **{f"{name}-[0-9]": name for name in (*LONG, "wiki-dream")}})
+
+
+def variants():
+    """Other settings of the long runs."""
+    return collections({f"{name}-[0-9]": name for name in (*VARIANTS, *GPU)})
 
 
 def ablations():
@@ -95,10 +107,10 @@ def evidence():
         parts = [[r["curve"][: len(r["curve"]) // 4], r["curve"][-(len(r["curve"]) // 4) :]] for r in results]
         return ", ".join(cell([statistics.mean(step[key] for both in parts for step in both[i])]) for i in (0, 1))
 
-    for name, results in runs((*CLASSROOM, *LONG, "wiki-dream", *GPU)).items():
+    for name, results in runs((*CLASSROOM, *LONG, *VARIANTS, "wiki-dream", *GPU)).items():
         if results:
             cells = " | ".join(quarters(results, key) for key in ("source_weight", "accuracy", "agreement"))
-            where = "train/wiki" if name.startswith("wiki") else "train/qa" if name in (*LONG, *GPU) else "classroom"
+            where = "train/wiki" if name.startswith("wiki") else "train/qa" if name in (*LONG, *VARIANTS, *GPU) else "classroom"
             lines.append(f"| {name} | {where}, {len(results[0]['curve'])} steps, seeds: {len(results)} | {cells} |")
     return "\n".join(lines) + "\n"
 
@@ -126,7 +138,7 @@ def saturation_qa():
 
 def tuning():
     """Settings tried on a development part of the training questions."""
-    lines = ["| changed | nDCG@10 before | after 24 steps | flags |", "|---|---|---|---|"]
+    lines = ["| changed | nDCG@10 before | after 60 steps | flags |", "|---|---|---|---|"]
     for name, flags in TUNING.items():
         result = read(f"tuning-{name}-0")
         before, after = ([result[when]["dev"]["ndcg@10"]] if result else [] for when in ("before", "after"))
@@ -253,7 +265,7 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"main": main, "results": table, "beir": beir, "ablations": ablations, "evidence": evidence, "saturation": saturation,
+TABLES = {"main": main, "results": table, "beir": beir, "variants": variants, "ablations": ablations, "evidence": evidence, "saturation": saturation,
           "saturation_qa": saturation_qa, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts, "growth": growth,
           "options": options, "interoperation": interoperation, "checkup": checkup}
 
