@@ -67,8 +67,9 @@ def experiments():
     for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
         runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))
     for name in OWN:
-        runs[f"own-{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} --document-tokens 96 "
-                                 f"--steps 40 {KEEP} {HALF} --seed 0")
+        for kind, flags in (("", ""), ("keep-", f"{KEEP} {HALF} ")):
+            runs[f"own-{kind}{name}-0"] = (f"runs/corpus-{kind}{name}", f"train.py --data runs/corpus-{kind}{name} --eval collections/beir/{name} "
+                                           f"--document-tokens 96 --steps 40 {flags}--seed 0")
     for label, model in (("untrained", "SmolLM2-135M"), ("plain", "SmolLM2-135M"), ("bm25", "bm25"), ("minilm", MINILM)):
         runs[f"{label}-classroom"] = (model, f"evaluate.py --model {model} --data classroom" + " --prompt {text}" * (label == "plain"))
         runs[f"{label}-beir"] = (model, f"evaluate.py --model {model} --data {BEIR}" + " --max-tokens 128" * (label != "bm25") + " --prompt {text}" * (label == "plain"))
@@ -91,8 +92,8 @@ def prepare(path):
         call("data.py split collections/train/qa runs/qa --share .06")
     elif path == "runs/wiki":
         call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
-    elif path.startswith("runs/corpus-"):
-        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1000 --document-tokens 96 {HALF}")
+    elif found := re.fullmatch("runs/corpus-(keep-)?(.+)", path):  # keep: judged as they are trained
+        call(f"data.py corpus collections/beir/{found[2]} {path} --rows 1000" + f" --document-tokens 96 {HALF}" * bool(found[1]))
     else:
         train(path.removeprefix("runs/"))
 
