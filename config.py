@@ -50,7 +50,7 @@ class Config:
     lora_targets: str = option("", "last names of the linear layers that have LoRA, separated by commas; empty: all")
     embed_chunk: int = option(0, "texts embedded at a time, twice each (gradient caching); 0: all at once")
     checkpoint: bool = option(False, "activation checkpointing: layers keep their inputs alone and are computed again")
-    compile: bool = option(False, "compile the layers around their attention, which takes the first step; it pays where launching kernels takes longer than they do, as on a GPU")
+    compile: bool = option(False, "compile the layers around their attention, in the first step; measure whether it pays (python bench.py --options)")
     gather: bool = option(False, "under torchrun: every process's documents are candidates for all questions of a step")
     save_every: int = option(50, "steps between two checkpoints; 0: only when the run is interrupted")
     resume: bool = option(False, "go on from the newest whole checkpoint in --out")

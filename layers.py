@@ -29,7 +29,8 @@ def compile_layers(llm, backend="inductor"):
     """torch.compile for what stands around each layer's attention: norms, projections with their adapters, rotations, MLPs. Equal up to rounding.
 
     All layers share compiled forms (with and without adapters, with and without a graph), and `dynamic` makes each serve
-    every number of tokens: packed texts have no fixed length, and buckets would bring padding back. Raises BadInput.
+    every number of tokens: packed texts have no fixed length, and buckets would bring padding back. In this process attention is from now
+    on left to Python for every model: what replaces it, a Reading, is another object in each pass. Raises BadInput.
     """
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and llm.device.type == "cpu" and not shutil.which(compiler):
@@ -38,6 +39,6 @@ def compile_layers(llm, backend="inductor"):
     if not layers:
         raise BadInput(f"--compile: {llm.config.model_type} has no layers that this knows how to compile")
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # per form, of two models
-    AttentionInterface.register("dream", torch.compiler.disable(attend))  # a Reading is Python: another one in each pass
+    AttentionInterface.register("dream", torch.compiler.disable(attend))
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)

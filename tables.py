@@ -72,7 +72,7 @@ def collections(names):
     for name, label in names.items():
         found, trained = ([json.loads(path.read_text()) for path in sorted((ROOT / "results").glob(f"{name}{end}.json"))] for end in ("-beir", ""))
         values = [[result["metrics"][c]["ndcg@10"] for c in COLLECTIONS] for result in found]  # of each seed
-        dev = cell([statistics.mean(result["after"]["dev"]["ndcg@10"] for result in trained)]) if trained else ""
+        dev = cell([statistics.mean(result["after"]["dev"]["ndcg@10"] for result in trained)]) if trained else "not run" if "[" in name else ""
         cells = [cell([statistics.mean(column)]) for column in zip(*values)] or ["not run"] * len(COLLECTIONS)
         lines.append(f"| {label} | {len(values)} | {dev} | " + " | ".join(cells) + f" | {cell([statistics.mean(seed) for seed in values])} |")
     return "\n".join(lines) + "\n"
