@@ -10,6 +10,11 @@ from attention import attend
 from files import BadInput
 
 
+def layers_of(llm):
+    """The layers that a model is a stack of: attention and MLP, with their norms."""
+    return [module for module in llm.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def checkpoint_layers(llm):
     """Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): a layer keeps its input and is computed again later.
 
@@ -20,9 +25,8 @@ def checkpoint_layers(llm):
         raise BadInput(f"--checkpoint: {llm.config.model_type} does not support activation checkpointing")
     llm.activation_checkpointing_enable({"use_reentrant": False})
     llm.disable_input_require_grads()  # else the judge would have a graph below its first injected layer
-    for module in llm.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True  # transformers checkpoints in training only; what is inside stays in eval mode
+    for layer in layers_of(llm):
+        layer.training = True  # transformers checkpoints in training only; what is inside stays in eval mode
 
 
 def compile_layers(llm, backend="inductor"):
@@ -35,7 +39,7 @@ def compile_layers(llm, backend="inductor"):
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and llm.device.type == "cpu" and not shutil.which(compiler):
         raise BadInput(f"--compile: the C++ compiler {compiler} is not there; install it, or do without --compile")
-    layers = [m for m in llm.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = layers_of(llm)
     if not layers:
         raise BadInput(f"--compile: {llm.config.model_type} has no layers that this knows how to compile")
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # per form, of two models

@@ -65,14 +65,18 @@ def table():
     return "\n".join(lines) + "\n"
 
 
-def collections(names):
-    """nDCG@10 on the development part and on collections that nothing was trained on. names: {name of the files: label}; means over seeds, the last
-    column's deviation too."""
+def collections(trained, beside=()):
+    """nDCG@10 on the development part and on collections that nothing was trained on: means over seeds, the last column's deviation too.
+
+    trained: names of training runs; beside: (name, label) of what was not trained here."""
     lines = ["| retriever | seeds | dev | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 4)]
-    for name, label in names.items():
-        found, trained = ([json.loads(path.read_text()) for path in sorted((ROOT / "results").glob(f"{name}{end}.json"))] for end in ("-beir", ""))
-        values = [[result["metrics"][c]["ndcg@10"] for c in COLLECTIONS] for result in found]  # of each seed
-        dev = cell([statistics.mean(result["after"]["dev"]["ndcg@10"] for result in trained)]) if trained else "not run" if "[" in name else ""
+    rows = [(label, "", name) for name, label in beside]
+    for name, results in runs(trained).items():
+        dev = [r["after"]["dev"]["ndcg@10"] for r in results]
+        rows.append((name, cell([statistics.mean(dev)] if dev else []), f"{name}-[0-9]"))
+    for label, dev, files in rows:
+        found = [json.loads(path.read_text())["metrics"] for path in sorted((ROOT / "results").glob(f"{files}-beir.json"))]
+        values = [[metrics[c]["ndcg@10"] for c in COLLECTIONS] for metrics in found]  # of each seed
         cells = [cell([statistics.mean(column)]) for column in zip(*values)] or ["not run"] * len(COLLECTIONS)
         lines.append(f"| {label} | {len(values)} | {dev} | " + " | ".join(cells) + f" | {cell([statistics.mean(seed) for seed in values])} |")
     return "\n".join(lines) + "\n"
@@ -80,13 +84,12 @@ def collections(names):
 
 def beir():
     """What every retriever is compared by."""
-    return collections({"untrained": "untrained, with the prompt", "bm25": "BM25", "minilm": "all-MiniLM-L6-v2",
-                        **{f"{name}-[0-9]": name for name in (*LONG, "wiki-dream")}})
+    return collections((*LONG, "wiki-dream"), (("untrained", "untrained, with the prompt"), ("bm25", "BM25"), ("minilm", "all-MiniLM-L6-v2")))
 
 
 def variants():
     """Other settings of the long runs."""
-    return collections({f"{name}-[0-9]": name for name in (*VARIANTS, *GPU)})
+    return collections((*VARIANTS, *GPU))
 
 
 def ablations():
