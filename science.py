@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 from files import BadInput, command, replacing
@@ -37,6 +38,7 @@ ABLATIONS = {  # seed 0 alone, beside "dream"
     "pool-32": "--pool 32 --questions 32", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
     "head-rows-question": "--head-rows question",
 }
+EXERCISES = {"unfrozen-llm": "unfrozen_llm.py", "wrong-labels": "wrong_labels.py"}  # E5 and E6: what has no flag; three seeds each
 TUNING = {  # 60 steps on the training questions, measured on the development part that was cut from them
     "nothing": "", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
     "annealed": "--temperature .05 --final-temperature .01", "lr-3e-4": "--lr 3e-4", "lr-2e-3": "--lr 2e-3",
@@ -44,16 +46,20 @@ TUNING = {  # 60 steps on the training questions, measured on the development pa
     "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
 }
-LONG = {  # 200 steps on the training questions
+LONG = {  # 200 steps on the training questions; three seeds, as of all that follows
     "qa-dream": "", "qa-dream-keep-temperature-.05": KEEP, "qa-infonce": "--objective infonce", "qa-replug": "--objective replug",
     "qa-emdr": "--objective emdr", "qa-dream-random-heads": "--head-choice random",
 }
-HEADLINE = ("qa-dream", "qa-dream-keep-temperature-.05", "qa-infonce", "qa-replug")  # of these, three seeds
 VARIANTS = {  # the same with other settings
     "qa-dream-keep": "--budget keep", "qa-dream-temperature-.05": "--temperature .05", "qa-dream-temperature-.1": "--temperature .1",
-    "qa-infonce-temperature-.05": "--objective infonce --temperature .05", "qa-dream-read": READ,
+    "qa-infonce-temperature-.05": "--objective infonce --temperature .05", "qa-replug-temperature-.05": "--objective replug --temperature .05",
+    "qa-dream-read": READ,
+    "qa-keep-temperature-.1": "--budget keep --temperature .1", "qa-keep-heads-64": f"{KEEP} --heads 64",  # KEEP, and one thing more
+    "qa-keep-head-rows-question": f"{KEEP} --head-rows question", "qa-keep-lr-3e-4": f"{KEEP} --lr 3e-4",
+    "qa-keep-attention-alone": f"{KEEP} --lora-targets q_proj,k_proj,v_proj,o_proj",
 }
-GPU = {"gpu-dream": "", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
+GPU = {"gpu-dream": "", "gpu-keep": f"{KEEP} --compile", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
+WIKI = {"wiki-dream": READ, "wiki-keep": KEEP}  # 200 steps without any question
 
 
 def experiments():
@@ -61,16 +67,17 @@ def experiments():
     runs = {f"{name}-{seed}": (None, f"train.py {flags} --seed {seed}") for name, flags in CLASSROOM.items() for seed in SEEDS}
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
     runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 60 {flags} {HALF} --seed 0") for name, flags in TUNING.items()}
-    runs |= {f"{name}-{seed}": ("runs/qa", f"train.py {QA} 200 {flags} --seed {seed}")
-             for name, flags in (LONG | VARIANTS).items() for seed in (SEEDS if name in HEADLINE else SEEDS[:1])}
-    runs |= {f"{name}-0": ("runs/qa", f"train.py {QA} 700 --questions 32 --pool 32 --lr 3e-4 {flags} --seed 0") for name, flags in GPU.items()}
-    runs["wiki-dream-0"] = ("runs/wiki", f"train.py {QA.replace('runs/qa/train', 'runs/wiki')} 200 {READ} --seed 0")
-    for name in [n for n in runs if n.startswith(("qa-", "gpu-", "wiki-"))]:
-        runs[f"{name}-beir"] = (f"runs/{name}", f"evaluate.py --model runs/{name} --data {BEIR} --max-tokens 128" + f" {HALF}" * (HALF in runs[name][1]))
+    runs |= {f"{name}-{seed}": (None, f"exercises/{script} --seed {seed}") for name, script in EXERCISES.items() for seed in SEEDS}
+    for group, data, settings in ((LONG | VARIANTS, "runs/qa", f"{QA} 200"), (GPU, "runs/qa", f"{QA} 700 --questions 32 --pool 32 --lr 3e-4"),
+                                  (WIKI, "runs/wiki", f"{QA.replace('runs/qa/train', 'runs/wiki')} 200")):
+        for name, seed in product(group, SEEDS):
+            runs[f"{name}-{seed}"] = (data, f"train.py {settings} {group[name]} --seed {seed}")
+            runs[f"{name}-{seed}-beir"] = (f"runs/{name}-{seed}", f"evaluate.py --model runs/{name}-{seed} --data {BEIR} --max-tokens 128"
+                                           + f" {HALF}" * (HALF in group[name]))
     for name in OWN:
-        for kind, flags in (("", ""), ("keep-", f"{KEEP} {HALF} ")):
-            runs[f"own-{kind}{name}-0"] = (f"runs/corpus-{kind}{name}", f"train.py --data runs/corpus-{kind}{name} --eval collections/beir/{name} "
-                                           f"--document-tokens 96 --steps 40 {flags}--seed 0")
+        for kind, flags in (("", HALF), ("keep-", f"{KEEP} {HALF}")):
+            runs[f"own-{kind}{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} "
+                                           f"--document-tokens 96 --steps 100 {flags} --seed 0")
     for label, model in (("untrained", "SmolLM2-135M"), ("plain", "SmolLM2-135M"), ("bm25", "bm25"), ("minilm", MINILM)):
         runs[f"{label}-classroom"] = (model, f"evaluate.py --model {model} --data classroom" + " --prompt {text}" * (label == "plain"))
         runs[f"{label}-beir"] = (model, f"evaluate.py --model {model} --data {BEIR}" + " --max-tokens 128" * (label != "bm25") + " --prompt {text}" * (label == "plain"))
@@ -93,8 +100,8 @@ def prepare(path):
         call("data.py split collections/train/qa runs/qa --share .06")
     elif path == "runs/wiki":
         call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
-    elif found := re.fullmatch("runs/corpus-(keep-)?(.+)", path):  # keep: judged as they are trained
-        call(f"data.py corpus collections/beir/{found[2]} {path} --rows 1000" + f" --document-tokens 96 {HALF}" * bool(found[1]))
+    elif path.startswith("runs/corpus-"):  # judged as they are trained
+        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1600 --document-tokens 96 {HALF}")
     else:
         train(path.removeprefix("runs/"))
 
@@ -122,7 +129,7 @@ def run(name):
     if result.is_file():
         return
     needs, words = experiments()[name]
-    if words.startswith("train.py"):
+    if not words.startswith("evaluate.py"):
         return train(name)
     prepare(needs)
     call(f"{words} --out results/{name}.json")
@@ -138,7 +145,7 @@ def main(argv=None):
             run(one)
     if not asked:
         for name, (_, words) in known.items():
-            print(f"{'done' if (ROOT / 'results' / f'{name}.json').is_file() else 'missing':8s}{name:28s}python {' '.join(words.split())}")
+            print(f"{'done' if (ROOT / 'results' / f'{name}.json').is_file() else 'missing':8s}{name:37s} python {' '.join(words.split())}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 import output
-from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, OWN, TUNING, VARIANTS
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, OWN, TUNING, VARIANTS, WIKI
 
 ROOT = Path(__file__).parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
