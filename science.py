@@ -25,6 +25,7 @@ SEEDS = (0, 1, 2)
 MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
 HALF = "--dtype bfloat16"  # for CPUs that compute in it
 KEEP = "--budget keep --temperature .05"  # the best of the long runs on the development part
+ATTENTION = "--lora-targets q_proj,k_proj,v_proj,o_proj"
 READ = f"--cut-targets drop --temperature .05 {HALF}"
 QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
@@ -42,7 +43,7 @@ EXERCISES = {"unfrozen-llm": "unfrozen_llm.py", "wrong-labels": "wrong_labels.py
 TUNING = {  # 60 steps on the training questions, measured on the development part that was cut from them
     "nothing": "", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
     "annealed": "--temperature .05 --final-temperature .01", "lr-3e-4": "--lr 3e-4", "lr-2e-3": "--lr 2e-3",
-    "rank-4": "--lora-rank 4", "rank-64": "--lora-rank 64", "attention-alone": "--lora-targets q_proj,k_proj,v_proj,o_proj",
+    "rank-4": "--lora-rank 4", "rank-64": "--lora-rank 64", "attention-alone": ATTENTION,
     "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
 }
@@ -56,7 +57,7 @@ VARIANTS = {  # the same with other settings
     "qa-dream-read": READ,
     "qa-keep-temperature-.1": "--budget keep --temperature .1", "qa-keep-heads-64": f"{KEEP} --heads 64",  # KEEP, and one thing more
     "qa-keep-head-rows-question": f"{KEEP} --head-rows question", "qa-keep-lr-3e-4": f"{KEEP} --lr 3e-4",
-    "qa-keep-attention-alone": f"{KEEP} --lora-targets q_proj,k_proj,v_proj,o_proj",
+    "qa-keep-attention-alone": f"{KEEP} {ATTENTION}", "qa-infonce-attention-alone": f"--objective infonce --temperature .05 {ATTENTION}",
 }
 GPU = {"gpu-dream": "", "gpu-keep": f"{KEEP} --compile", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 WIKI = {"wiki-dream": READ, "wiki-keep": KEEP}  # 200 steps without any question
