@@ -12,7 +12,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 import output
-from science import ABLATIONS, CLASSROOM, COLLECTIONS, GPU, LONG, OWN, TUNING, VARIANTS, WIKI
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, EXERCISES, GPU, LONG, OWN, TUNING, VARIANTS, WIKI
 
 ROOT = Path(__file__).parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
@@ -68,12 +68,11 @@ def table():
 def collections(trained, beside=()):
     """nDCG@10 on the development part and on collections that nothing was trained on: means over seeds, the last column's deviation too.
 
-    trained: names of training runs; beside: (name, label) of what was not trained here."""
+    trained: names of training runs, of which those not run are left out; beside: (name, label) of what was not trained here."""
     lines = ["| retriever | seeds | dev | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 4)]
     rows = [(label, "", name) for name, label in beside]
-    for name, results in runs(trained).items():
-        dev = [r["after"]["dev"]["ndcg@10"] for r in results]
-        rows.append((name, cell([statistics.mean(dev)] if dev else []), f"{name}-[0-9]"))
+    rows += [(name, cell([statistics.mean(r["after"]["dev"]["ndcg@10"] for r in results)]), f"{name}-[0-9]")
+             for name, results in runs(trained).items() if results]
     for label, dev, files in rows:
         found = [json.loads(path.read_text())["metrics"] for path in sorted((ROOT / "results").glob(f"{files}-beir.json"))]
         values = [[metrics[c]["ndcg@10"] for c in COLLECTIONS] for metrics in found]  # of each seed
@@ -84,7 +83,7 @@ def collections(trained, beside=()):
 
 def beir():
     """What every retriever is compared by."""
-    return collections((*LONG, "wiki-dream"), (("untrained", "untrained, with the prompt"), ("bm25", "BM25"), ("minilm", "all-MiniLM-L6-v2")))
+    return collections((*LONG, *WIKI), (("untrained", "untrained, with the prompt"), ("bm25", "BM25"), ("minilm", "all-MiniLM-L6-v2")))
 
 
 def variants():
@@ -96,6 +95,7 @@ def ablations():
     """What changes when one thing changes: seed 0, nDCG@10 on classroom/."""
     lines = ["| changed | nDCG@10 | flags |", "|---|---|---|"]
     for label, name, flags in [("nothing", "dream", ""), ("random heads", "dream-random-heads", CLASSROOM["dream-random-heads"]),
+                               ("the LLM learns too", "unfrozen-llm", f"exercises/{EXERCISES['unfrozen-llm']}"),
                                *((n, f"ablation-{n}", f) for n, f in ABLATIONS.items())]:
         result = read(f"{name}-0")
         lines.append(f"| {label} | {cell([result['after']['classroom']['ndcg@10']] if result else [])} | `{flags or 'none'}` |")
@@ -110,11 +110,11 @@ def evidence():
         parts = [[r["curve"][: len(r["curve"]) // 4], r["curve"][-(len(r["curve"]) // 4) :]] for r in results]
         return ", ".join(cell([statistics.mean(step[key] for both in parts for step in both[i])]) for i in (0, 1))
 
-    for name, results in runs((*CLASSROOM, *LONG, *VARIANTS, "wiki-dream", *GPU)).items():
-        if results:
-            cells = " | ".join(quarters(results, key) for key in ("source_weight", "accuracy", "agreement"))
-            where = "train/wiki" if name.startswith("wiki") else "train/qa" if name in (*LONG, *VARIANTS, *GPU) else "classroom"
-            lines.append(f"| {name} | {where}, {len(results[0]['curve'])} steps, seeds: {len(results)} | {cells} |")
+    for where, names in (("classroom", CLASSROOM), ("train/qa", (*LONG, *VARIANTS)), ("train/wiki", WIKI), ("train/qa", GPU)):
+        for name, results in runs(names).items():
+            if results:
+                cells = " | ".join(quarters(results, key) for key in ("source_weight", "accuracy", "agreement"))
+                lines.append(f"| {name} | {where}, {len(results[0]['curve'])} steps, seeds: {len(results)} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
