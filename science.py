@@ -26,6 +26,7 @@ MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
 HALF = "--dtype bfloat16"  # for CPUs that compute in it
 KEEP = "--budget keep --temperature .05"  # for longer runs
 ATTENTION = "--lora-targets q_proj,k_proj,v_proj,o_proj"
+LARGER = "--llm qwen2.5-coder-0.5b-instruct-q4.gguf"  # a judge four times the retriever; where the file comes from: results/README.md
 READ = f"--cut-targets drop --temperature .05 {HALF}"
 QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
@@ -37,7 +38,7 @@ ABLATIONS = {  # seed 0 alone, beside "dream"
     "heads-1": "--heads 1", "heads-4": "--heads 4", "heads-8": "--heads 8", "heads-32": "--heads 32", "heads-64": "--heads 64", "heads-all": "--head-choice all",
     "budget-keep": "--budget keep", "pool-4": "--pool 4 --questions 4", "pool-8": "--pool 8 --questions 8",
     "pool-32": "--pool 32 --questions 32", "temperature-.01": "--temperature .01", "temperature-.05": "--temperature .05",
-    "head-rows-question": "--head-rows question",
+    "head-rows-question": "--head-rows question", "larger-llm": LARGER,
 }
 EXERCISES = {"unfrozen-llm": "unfrozen_llm.py", "wrong-labels": "wrong_labels.py"}  # E5 and E6: what has no flag; three seeds each
 TUNING = {  # 60 steps on the training questions, measured on the development part that was cut from them
@@ -58,6 +59,7 @@ VARIANTS = {  # the same with other settings
     "qa-keep-temperature-.1": "--budget keep --temperature .1", "qa-keep-heads-64": f"{KEEP} --heads 64",  # KEEP, and one thing more
     "qa-keep-head-rows-question": f"{KEEP} --head-rows question", "qa-keep-lr-3e-4": f"{KEEP} --lr 3e-4",
     "qa-keep-attention-alone": f"{KEEP} {ATTENTION}", "qa-infonce-attention-alone": f"--objective infonce --temperature .05 {ATTENTION}",
+    "qa-keep-larger-llm": f"{KEEP} {LARGER} {HALF}",
 }
 GPU = {"gpu-dream": "", "gpu-keep": f"{KEEP} --compile", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 WIKI = {"wiki-dream": READ, "wiki-keep": KEEP}  # 200 steps without any question
