@@ -2,11 +2,12 @@
 
     python science.py                       # what there is, and what is missing
     python science.py dream infonce-1       # one group, or one run
-    python science.py all
+    python science.py all --dtype bfloat16  # on a CPU that computes in it, as accelerators do without being told
 
 The collections beside classroom/ are not part of the repository: collections/ (a folder or a link) holds beir/NAME in BEIR
 layout and train/qa, train/wiki as training folder and raw corpus. results/NAME.json is what train.py or evaluate.py wrote.
 """
+import argparse
 import importlib.util
 import re
 import shlex
@@ -23,11 +24,10 @@ OWN = ("cranfield", "cacm", "cisi", "medline", "mbpp")  # trained on their own d
 BEIR = ",".join(f"collections/beir/{name}" for name in COLLECTIONS)
 SEEDS = (0, 1, 2)
 MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
-HALF = "--dtype bfloat16"  # for CPUs that compute in it
 KEEP = "--budget keep --temperature .05"  # for longer runs
 ATTENTION = "--lora-targets q_proj,k_proj,v_proj,o_proj"
 LARGER = "--llm qwen2.5-coder-0.5b-instruct-q4.gguf"  # a judge four times the retriever; where the file comes from: results/README.md
-READ = f"--cut-targets drop --temperature .05 {HALF}"
+READ = "--cut-targets drop --temperature .05"
 QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
 CLASSROOM = {  # name -> flags of train.py; three seeds each
@@ -59,7 +59,7 @@ VARIANTS = {  # the same with other settings
     "qa-keep-temperature-.1": "--budget keep --temperature .1", "qa-keep-heads-64": f"{KEEP} --heads 64",  # KEEP, and one thing more
     "qa-keep-head-rows-question": f"{KEEP} --head-rows question", "qa-keep-lr-3e-4": f"{KEEP} --lr 3e-4",
     "qa-keep-attention-alone": f"{KEEP} {ATTENTION}", "qa-infonce-attention-alone": f"--objective infonce --temperature .05 {ATTENTION}",
-    "qa-keep-larger-llm": f"{KEEP} {LARGER} {HALF}",
+    "qa-keep-larger-llm": f"{KEEP} {LARGER}",
 }
 GPU = {"gpu-dream": "", "gpu-keep": f"{KEEP} --compile", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
 WIKI = {"wiki-dream": READ, "wiki-keep": KEEP}  # 200 steps without any question
@@ -69,16 +69,15 @@ def experiments():
     """{name: (what must be there first, command)}; a training run is followed by NAME-beir where it is measured elsewhere too."""
     runs = {f"{name}-{seed}": (None, f"train.py {flags} --seed {seed}") for name, flags in CLASSROOM.items() for seed in SEEDS}
     runs |= {f"ablation-{name}-0": (None, f"train.py {flags} --seed 0") for name, flags in ABLATIONS.items()}
-    runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 60 {flags} {HALF} --seed 0") for name, flags in TUNING.items()}
+    runs |= {f"tuning-{name}-0": ("runs/qa", f"train.py {QA} 60 {flags} --seed 0") for name, flags in TUNING.items()}
     runs |= {f"{name}-{seed}": (None, f"exercises/{script} --seed {seed}") for name, script in EXERCISES.items() for seed in SEEDS}
     for group, data, settings in ((LONG | VARIANTS, "runs/qa", f"{QA} 200"), (GPU, "runs/qa", f"{QA} 700 --questions 32 --pool 32 --lr 3e-4"),
                                   (WIKI, "runs/wiki", f"{QA.replace('runs/qa/train', 'runs/wiki')} 200")):
         for name, seed in product(group, SEEDS):
             runs[f"{name}-{seed}"] = (data, f"train.py {settings} {group[name]} --seed {seed}")
-            runs[f"{name}-{seed}-beir"] = (f"runs/{name}-{seed}", f"evaluate.py --model runs/{name}-{seed} --data {BEIR} --max-tokens 128"
-                                           + f" {HALF}" * (HALF in group[name]))
+            runs[f"{name}-{seed}-beir"] = (f"runs/{name}-{seed}", f"evaluate.py --model runs/{name}-{seed} --data {BEIR} --max-tokens 128")
     for name in OWN:
-        for kind, flags in (("", HALF), ("keep-", f"{KEEP} {HALF}")):
+        for kind, flags in (("", ""), ("keep-", KEEP)):
             runs[f"own-{kind}{name}-0"] = (f"runs/corpus-{name}", f"train.py --data runs/corpus-{name} --eval collections/beir/{name} "
                                            f"--document-tokens 96 --steps 100 {flags} --seed 0")
     for label, model in (("untrained", "SmolLM2-135M"), ("plain", "SmolLM2-135M"), ("bm25", "bm25"), ("minilm", MINILM)):
@@ -87,7 +86,7 @@ def experiments():
     return runs
 
 
-def prepare(path):
+def prepare(path, dtype=""):
     """Make a training folder that an experiment needs."""
     trained = path in {f"runs/{name}" for name in experiments()}
     if path in (None, "bm25", "SmolLM2-135M") or (ROOT / path / ("result.json" if trained else "")).exists():
@@ -102,11 +101,11 @@ def prepare(path):
     elif path == "runs/qa":
         call("data.py split collections/train/qa runs/qa --share .06")
     elif path == "runs/wiki":
-        call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 {HALF}")
+        call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200{dtype}")
     elif path.startswith("runs/corpus-"):  # judged as they are trained
-        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1600 --document-tokens 96 {HALF}")
+        call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1600 --document-tokens 96{dtype}")
     else:
-        train(path.removeprefix("runs/"))
+        train(path.removeprefix("runs/"), dtype)
 
 
 def call(words):
@@ -115,38 +114,41 @@ def call(words):
         raise BadInput(f"python {words}: ended with {code}")
 
 
-def train(name):
+def train(name, dtype=""):
     """Train, or go on where a training run was interrupted, and keep its result."""
     _, words = experiments()[name]
     for folder in dict.fromkeys(re.findall(r"runs/[\w-]+", words)):  # --data and --eval
-        prepare(folder)
+        prepare(folder, dtype)
     again = " --resume" if list((ROOT / "runs" / name).glob("checkpoint-*.json")) else ""
-    call(f"{' '.join(words.split())} --out runs/{name}{again}")
+    call(f"{' '.join(words.split())}{dtype} --out runs/{name}{again}")
     with replacing(ROOT / "results" / f"{name}.json", "wb") as file:
         file.write((ROOT / "runs" / name / "result.json").read_bytes())
 
 
-def run(name):
-    """Run one experiment, unless its result is there."""
+def run(name, dtype=""):
+    """Run one experiment, unless its result is there. dtype: " --dtype bfloat16", or nothing: the machine's, not the experiment's."""
     result = ROOT / "results" / f"{name}.json"
     if result.is_file():
         return
     needs, words = experiments()[name]
     if not words.startswith("evaluate.py"):
-        return train(name)
-    prepare(needs)
-    call(f"{words} --out results/{name}.json")
+        return train(name, dtype)
+    prepare(needs, dtype)
+    call(f"{words}{dtype} --out results/{name}.json")
 
 
 def main(argv=None):
-    asked, known = sys.argv[1:] if argv is None else argv, experiments()
-    for name in asked:
+    parser = argparse.ArgumentParser(prog="science.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("names", nargs="*", help="experiments, groups of them, or all; none: list them")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the frozen weights")
+    args, known = parser.parse_args(argv), experiments()
+    for name in args.names:
         chosen = [n for n in known if name in (n, "all") or n.rpartition("-")[0] == name]
         if not chosen:
             raise BadInput(f"no experiment {name!r}; python science.py lists them")
         for one in chosen:
-            run(one)
-    if not asked:
+            run(one, "" if args.dtype == "auto" else f" --dtype {args.dtype}")
+    if not args.names:
         for name, (_, words) in known.items():
             print(f"{'done' if (ROOT / 'results' / f'{name}.json').is_file() else 'missing':8s}{name:37s} python {' '.join(words.split())}")
 

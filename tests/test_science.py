@@ -1,5 +1,6 @@
 """The experiments behind the tables: their commands are ones that train.py and evaluate.py take, and each result is of its own command."""
 import json
+import re
 import shlex
 
 import pytest
@@ -36,8 +37,10 @@ def test_rows_of_a_table_differ_in_what_they_are_named_for():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*-[0-9].json")), ids=lambda path: path.stem)
 def test_a_result_is_of_the_command_that_its_name_stands_for(path):
+    """But for the precision, which is the machine's."""
     _, words = science.experiments()[path.stem]
-    assert json.loads(path.read_text())["command"].replace(" --resume", "") == f"python {shlex.join(shlex.split(words))} --out runs/{path.stem}"
+    command = re.sub(" --resume| --dtype bfloat16", "", json.loads(path.read_text())["command"])
+    assert command == f"python {shlex.join(shlex.split(words))} --out runs/{path.stem}"
 
 
 def test_what_is_there_is_not_run_again_and_an_unknown_name_is_refused(tmp_path, monkeypatch, capsys):
@@ -90,3 +93,24 @@ def test_a_long_run_makes_its_data_first(tmp_path, monkeypatch):
     called.clear()
     science.main(["wiki-dream-0"])
     assert [" ".join(words.split()[:4]) for words in called[:2]] == ["data.py split collections/train/qa runs/qa", "train.py --data runs/wiki --eval"]
+
+
+def test_the_precision_is_the_machines_and_reaches_all_that_computes(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(science, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+
+    def call(words):
+        called.append(words)
+        if words.startswith("train.py"):
+            out = tmp_path / words.rpartition("--out ")[2]
+            out.mkdir(parents=True)
+            (out / "result.json").write_text("{}")
+
+    monkeypatch.setattr(science, "call", call)
+    science.main(["own-cacm-0", "qa-dream-0", "--dtype", "bfloat16"])
+    assert [(words.split()[0], words.count("--dtype bfloat16")) for words in called] == [
+        ("data.py", 1), ("train.py", 1), ("data.py", 0), ("train.py", 1), ("evaluate.py", 1)]  # a split computes nothing
+    called.clear()
+    science.main(["qa-dream-1"])
+    assert called and not any("--dtype" in words for words in called)
