@@ -16,15 +16,11 @@ class BadInput(ValueError):
 
 def command(main):
     """Run a script's main(): 2 and one line for bad input and for what the system refuses (a full disk, a name that is too
-    long), 130 when interrupted, 141 where nobody reads the output any longer (what a shell says of such a program)."""
+    long), 130 when interrupted."""
     try:
         if any(re.search("[\ud800-\udfff]", argument) for argument in sys.argv):  # bytes that Python could not decode
             raise BadInput("an argument is not UTF-8 text")
         main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, as head does, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
-        sys.exit(141)
     except (BadInput, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
