@@ -86,7 +86,7 @@ def experiments():
     return runs
 
 
-def prepare(path, dtype=""):
+def prepare(path, dtype):
     """Make a training folder that an experiment needs."""
     trained = path in {f"runs/{name}" for name in experiments()}
     if path in (None, "bm25", "SmolLM2-135M") or (ROOT / path / ("result.json" if trained else "")).exists():
@@ -114,7 +114,7 @@ def call(words):
         raise BadInput(f"python {words}: ended with {code}")
 
 
-def train(name, dtype=""):
+def train(name, dtype):
     """Train, or go on where a training run was interrupted, and keep its result."""
     _, words = experiments()[name]
     for folder in dict.fromkeys(re.findall(r"runs/[\w-]+", words)):  # --data and --eval
@@ -125,7 +125,7 @@ def train(name, dtype=""):
         file.write((ROOT / "runs" / name / "result.json").read_bytes())
 
 
-def run(name, dtype=""):
+def run(name, dtype):
     """Run one experiment, unless its result is there. dtype: " --dtype bfloat16", or nothing: the machine's, not the experiment's."""
     result = ROOT / "results" / f"{name}.json"
     if result.is_file():
@@ -140,8 +140,8 @@ def run(name, dtype=""):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="science.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("names", nargs="*", help="experiments, groups of them, or all; none: list them")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the frozen weights")
-    args, known = parser.parse_args(argv), experiments()
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the frozen weights; a run that was interrupted goes on with the one that it began with alone")
+    args, known = parser.parse_intermixed_args(argv), experiments()
     for name in args.names:
         chosen = [n for n in known if name in (n, "all") or n.rpartition("-")[0] == name]
         if not chosen:
