@@ -1,19 +1,21 @@
-"""How much weight on the source document does each objective ask for? Why infonce pushes documents further apart than dream.
+"""How much weight on the source document does each objective ask for, and where do the chosen heads look by themselves?
 
     python saturation.py                                             # classroom/, SmolLM2-135M
     python saturation.py --pools 8 --out FILE --data DIR ...         # any flag of train.py
 
 No retriever: weights are made up, w on the source and the rest shared equally or all on one other document, and each
 objective (objectives.py) says its loss, the mean over the pools' questions; dream with either budget. Where a loss no longer falls as w rises, nothing
-asks the retriever for more.
+asks the retriever for more. The attention of the heads that dream injects, untouched, says what an injected head gives up: with
+`--budget documents` all that lies outside documents.
 """
 import argparse
 import statistics
+from dataclasses import replace
 
 import torch
 
 from files import command, write_json
-from inject import target_nll
+from inject import score_heads, target_nll
 from objectives import BETA, document_likelihoods
 from record import about_run
 from train import Run, parse
@@ -42,34 +44,47 @@ def losses(run, llm, pool, read, likelihoods, share, other=None):
     return {name: nll.mean().item() for name, nll in found.items()}
 
 
+def attention(run, llm, prefix, input_ids, target_mask, source):
+    """{where: attention mass}, the mean of eq (6) over the heads that dream injects: on the source, on the other documents, outside documents.
+
+    Outside are the question and target that a row has behind it, and the prompt. What follows `run` and `llm` is score_heads'."""
+    together = replace(prefix, document_of=prefix.document_of.clamp(max=0))  # all documents as one
+    scores = [score_heads(llm, p, input_ids, target_mask, of, run.config.head_rows) for p, of in ((prefix, source), (together, source * 0))]
+    on_source, on_any = (statistics.mean(score[at].item() for at in run.heads) for score in scores)
+    return {"source": on_source, "others": on_any - on_source, "outside": 1 - on_any}
+
+
 def measure(run, pools):
-    """{"equal" or "one": {share: {objective: loss}}}, means over `pools` pools."""
-    stream, found = run.pools(run.config.seed), {}
+    """({"equal" or "one": {share: {objective: loss}}}, {where: attention mass}), means over `pools` pools."""
+    stream, found, masses = run.pools(run.config.seed), {}, []
     with run.judge() as llm:
         for pool in (next(stream) for _ in range(pools)):
             read, likelihoods = run.read(llm, pool.documents, pool.examples), document_likelihoods(run, llm, pool)
+            masses.append(attention(run, llm, *read, pool.source.to(llm.device)))
             for rest, other in (("equal", None), ("one", 1)):
                 for share in SHARES:
                     for name, loss in losses(run, llm, pool, read, likelihoods, share, other).items():
                         found.setdefault(rest, {}).setdefault(f"{share:.4g}", {}).setdefault(name, []).append(loss)
-    return {rest: {share: {name: statistics.mean(values) for name, values in row.items()} for share, row in rows.items()} for rest, rows in found.items()}
+    means = {rest: {share: {name: statistics.mean(values) for name, values in row.items()} for share, row in rows.items()} for rest, rows in found.items()}
+    return means, {where: statistics.mean(mass[where] for mass in masses) for where in masses[0]}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Each objective's loss against the weight of the source document.", allow_abbrev=False,
+    parser = argparse.ArgumentParser(description="Each objective's loss against the weight of the source document, and the attention of the heads that dream injects.", allow_abbrev=False,
                                      epilog="Every other flag is train.py's: --data, --backbone, --heads, ...", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--pools", type=int, default=4, help="how many pools the losses are means of")
     parser.add_argument("--out", help="a JSON file for the figures")
     args, flags = parser.parse_known_args(argv)
     run = Run(parse(flags))
     run.choose_heads()
-    found = measure(run, args.pools)
+    found, masses = measure(run, args.pools)
     for rest, rows in found.items():
         print(f"the rest {'shared equally' if rest == 'equal' else 'on one other document'}")
         for share, row in rows.items():
             print(f"  {share:>7s}  " + "  ".join(f"{name} {loss:7.3f}" for name, loss in row.items()))
+    print("attention of the chosen heads, untouched: " + ", ".join(f"{where} {mass:.3f}" for where, mass in masses.items()))
     if args.out:
-        write_json(args.out, {**about_run("saturation.py", argv), "seed": run.config.seed, "pools": args.pools, "losses": found})
+        write_json(args.out, {**about_run("saturation.py", argv), "seed": run.config.seed, "pools": args.pools, "losses": found, "attention": masses})
 
 
 if __name__ == "__main__":

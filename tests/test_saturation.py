@@ -1,11 +1,12 @@
 """Made-up weights, and what each objective says to them: the objectives themselves are the reference."""
+import json
 import math
 
 import pytest
 import torch
 
 import saturation
-from inject import target_nll
+from inject import score_heads, target_nll
 from objectives import OBJECTIVES, document_likelihoods
 from train import Run, parse
 
@@ -48,10 +49,23 @@ def test_a_document_without_weight_counts_for_nothing(run):
     assert all(map(math.isfinite, found.values())) and found["infonce"] == pytest.approx(-math.log(0.75))
 
 
+def test_attention_lies_on_the_source_on_other_documents_or_outside(run):
+    """Each document by itself, added up, is the reference."""
+    pool = next(run.pools(0))
+    with run.judge() as llm:
+        read = run.read(llm, pool.documents, pool.examples)
+        found = saturation.attention(run, llm, *read, pool.source)
+        alone = [score_heads(llm, *read, (pool.source + k) % 4) for k in range(4)]
+    alone = [sum(scores[layer, head].item() for layer, head in run.heads) / len(run.heads) for scores in alone]
+    assert found == pytest.approx({"source": alone[0], "others": sum(alone[1:]), "outside": 1 - sum(alone)}, abs=1e-6)
+    assert all(mass > 0 for mass in found.values())
+
+
 def test_the_table_is_printed_and_written(tiny_folder, collection_folder, tmp_path, capsys):
     flags = ["--backbone", tiny_folder, "--data", str(collection_folder), "--pool", "4", "--questions", "4", "--heads", "4", "--device", "cpu"]
     saturation.main([*flags, "--pools", "1", "--out", str(tmp_path / "s.json")])
     assert capsys.readouterr().out.count("emdr") == 2 * len(saturation.SHARES)
-    assert '"command": "python saturation.py --backbone' in (tmp_path / "s.json").read_text()
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert written["command"].startswith("python saturation.py --backbone") and sum(written["attention"].values()) == pytest.approx(1)
     with pytest.raises(SystemExit):
         saturation.main([*flags, "--pols", "1"])
