@@ -8,7 +8,7 @@ Each takes the scores s_bk of eq (1), (B, K), and returns a loss. tau is the tem
     emdr       -log sum_k softmax_k(s / tau) p(y | d_k, q)                           each document read alone
 
 DREAM's judge reads K documents once; replug and emdr need the likelihood of every target after every single document, K
-times the suffix rows, though no gradient goes through the LLM. Only infonce is told which document is the source.
+times the suffix rows, though no gradient goes through the LLM. Only infonce's loss is told which document is the source.
 """
 import torch
 import torch.nn.functional as F

@@ -7,7 +7,7 @@
     python plot.py bars results/dream-*.json scifact.json --out bars.png     # also what evaluate.py --out wrote
 
 How they are drawn, with matplotlib: pictures.py. Files that differ in their seed alone are one name: runs/dream-0 and
-runs/dream-1 are two seeds of `dream`. Left out: smoothing; a curve shows every step as it was.
+runs/dream-1 are two seeds of `dream`, of whatever --dtype. Left out: smoothing; a curve shows every step as it was.
 """
 import argparse
 import json
@@ -46,7 +46,7 @@ def read_results(paths):
         name = path.resolve().parent.name if path.name == "result.json" else path.stem
         name = name.removesuffix(f"-{own.get('seed')}")
         for other in (r.get("config", {}) for r in groups.get(name, [])):
-            if own.get("seed") == other.get("seed") or any(own[k] != other[k] for k in own.keys() & other.keys() - {"seed", *NO_MATTER}):
+            if own.get("seed") == other.get("seed") or any(own[k] != other[k] for k in own.keys() & other.keys() - {"seed", "dtype", *NO_MATTER}):
                 raise BadInput(f"{path}: another run is called {name!r} too, but has the same seed or other options; rename one")
         groups.setdefault(name, []).append(result)
     return groups

@@ -46,7 +46,8 @@ TUNING = {  # 60 steps on the training questions, measured on the development pa
     "annealed": "--temperature .05 --final-temperature .01", "lr-3e-4": "--lr 3e-4", "lr-2e-3": "--lr 2e-3",
     "rank-4": "--lora-rank 4", "rank-64": "--lora-rank 64", "attention-alone": ATTENTION,
     "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
-    "query-and-eos": "--prompt 'query: {text}<|im_end|>'", "document-tokens-64": "--document-tokens 64",
+    "query-and-eos": "--prompt 'query: {text}<|im_end|>'",
+    "end-token": """--prompt 'This sentence : "{text}" means in one word: "<|im_end|>'""", "document-tokens-64": "--document-tokens 64",
 }
 LONG = {  # 200 steps on the training questions; three seeds, as of all that follows
     "qa-dream": "", "qa-dream-keep-temperature-.05": KEEP, "qa-infonce": "--objective infonce", "qa-replug": "--objective replug",
@@ -55,7 +56,7 @@ LONG = {  # 200 steps on the training questions; three seeds, as of all that fol
 VARIANTS = {  # the same with other settings
     "qa-dream-keep": "--budget keep", "qa-dream-temperature-.05": "--temperature .05", "qa-dream-temperature-.1": "--temperature .1",
     "qa-infonce-temperature-.05": "--objective infonce --temperature .05", "qa-replug-temperature-.05": "--objective replug --temperature .05",
-    "qa-dream-read": READ,
+    "qa-emdr-temperature-.05": "--objective emdr --temperature .05", "qa-dream-read": READ,
     "qa-keep-temperature-.1": "--budget keep --temperature .1", "qa-keep-heads-64": f"{KEEP} --heads 64",  # KEEP, and one thing more
     "qa-keep-head-rows-question": f"{KEEP} --head-rows question", "qa-keep-lr-3e-4": f"{KEEP} --lr 3e-4",
     "qa-keep-attention-alone": f"{KEEP} {ATTENTION}", "qa-infonce-attention-alone": f"--objective infonce --temperature .05 {ATTENTION}",
@@ -101,8 +102,8 @@ def prepare(path, dtype):
     elif path == "runs/qa":
         call("data.py split collections/train/qa runs/qa --share .06")
     elif path == "runs/wiki":
-        call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200{dtype}")
-    elif path.startswith("runs/corpus-"):  # judged as they are trained
+        call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 --document-tokens 96{dtype}")  # judged as they are trained
+    elif path.startswith("runs/corpus-"):
         call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1600 --document-tokens 96{dtype}")
     else:
         train(path.removeprefix("runs/"), dtype)

@@ -130,12 +130,26 @@ def saturation():
 
 
 def saturation_qa():
-    """The same on train/qa, whose documents are cut: dream's loss with all rows, and with those whose target is still there."""
-    runs = {"all rows": read("saturation-qa"), "targets that are read": read("saturation-qa-read")}
-    lines = ["| weight on the source | " + " | ".join(f"{rows}{keep}" for rows in runs for keep in ("", ", `--budget keep`")) + " |", "|---|---|---|---|---|"]
-    for share in runs["all rows"]["losses"]["equal"]:
-        cells = [f"{result['losses']['equal'][share][name]:.3f}" for result in runs.values() for name in ("dream", "dream-keep")]
-        lines.append(f"| {share} | " + " | ".join(cells) + " |")
+    """The same on train/qa, whose documents are cut: dream's loss with all rows, and with those whose target is still there; the lowest in bold."""
+    found = {(llm, rows): read(f"saturation-{name}{part}")["losses"]["equal"] for llm, name in (("SmolLM2-135M", "qa"), ("larger", "larger-llm"))
+             for rows, part in (("all rows", ""), ("targets that are read", "-read"))}
+    shares = list(found["SmolLM2-135M", "all rows"])
+    lines = [f"| LLM | questions | `--budget` | weight on the source: {' | '.join(shares)} |", "|" + "---|" * (len(shares) + 3)]
+    for (llm, rows), losses in found.items():
+        for budget, name in (("documents", "dream"), ("keep", "dream-keep")):
+            values = [losses[share][name] for share in shares]
+            cells = [f"**{value:.3f}**" if value == min(values) else f"{value:.3f}" for value in values]
+            lines.append(f"| {llm} | {rows} | {budget} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def attention():
+    """Where the heads that dream injects look by themselves: eq (6), on the rows that predict the target."""
+    judges = {"SmolLM2-135M": "saturation-qa", "larger": "saturation-larger-llm"}
+    columns = {"source": "the source", "others": "the pool's other documents", "outside": "question, target and prompt"}
+    lines = ["| LLM | " + " | ".join(columns.values()) + " |", "|---|---|---|---|"]
+    for label, name in judges.items():
+        lines.append(f"| {label} | " + " | ".join(f"{read(name)['attention'][where]:.2f}" for where in columns) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -268,7 +282,7 @@ def options():
 
 
 TABLES = {"main": main, "results": table, "beir": beir, "variants": variants, "ablations": ablations, "evidence": evidence, "saturation": saturation,
-          "saturation_qa": saturation_qa, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts, "growth": growth,
+          "saturation_qa": saturation_qa, "attention": attention, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts, "growth": growth,
           "options": options, "interoperation": interoperation, "checkup": checkup}
 
 if __name__ == "__main__":

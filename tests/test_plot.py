@@ -103,6 +103,20 @@ def test_commands_write_whole_pictures(runs, tmp_path, tiny_folder, monkeypatch)
     assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG" and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("flag, value, same", [("dtype", "bfloat16", True), ("temperature", 0.5, False)])
+def test_seeds_of_one_name_may_differ_in_their_precision_alone(flag, value, same, runs, tmp_path):
+    """Each was run where there was a machine: that of bfloat16 is still a seed of the same experiment."""
+    for name, changed in {"dream-0": {}, "dream-1": {flag: value}}.items():
+        one = result(runs / name)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(one | {"config": one["config"] | changed}))
+    if same:
+        assert len(plot.read_results([tmp_path / "dream-0", tmp_path / "dream-1"])["dream"]) == 2
+    else:
+        with pytest.raises(BadInput, match="another run is called 'dream"):
+            plot.read_results([tmp_path / "dream-0", tmp_path / "dream-1"])
+
+
 @pytest.mark.parametrize("arguments, says", [
     (["curves", "none.json"], "none.json: cannot be read"), (["heads", "."], "heads.json: no such file"),
     (["curves", "x", "--out", "curves.jpeg2"], "the name of a picture ends in"), (["weights", "."], "result.json: cannot be read")])
