@@ -70,8 +70,9 @@ def measure(run, pools):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Each objective's loss against the weight of the source document, and the attention of the heads that dream injects.", allow_abbrev=False,
-                                     epilog="Every other flag is train.py's: --data, --backbone, --heads, ...", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description="Each objective's loss against the source document's weight, and where the heads that dream injects look.",
+                                     allow_abbrev=False, epilog="Every other flag is train.py's: --data, --backbone, --heads, ...",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--pools", type=int, default=4, help="how many pools the losses are means of")
     parser.add_argument("--out", help="a JSON file for the figures")
     args, flags = parser.parse_known_args(argv)

@@ -63,7 +63,7 @@ VARIANTS = {  # the same with other settings
     "qa-keep-larger-llm": f"{KEEP} {LARGER}",
 }
 GPU = {"gpu-dream": "", "gpu-keep": f"{KEEP} --compile", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
-WIKI = {"wiki-dream": READ, "wiki-keep": KEEP}  # 200 steps without any question
+WIKI = {"wiki-dream": READ, "wiki-keep": f"{READ} --budget keep"}  # 200 steps without any question
 
 
 def experiments():
@@ -102,8 +102,8 @@ def prepare(path, dtype):
     elif path == "runs/qa":
         call("data.py split collections/train/qa runs/qa --share .06")
     elif path == "runs/wiki":
-        call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200 --document-tokens 96{dtype}")  # judged as they are trained
-    elif path.startswith("runs/corpus-"):
+        call(f"data.py corpus collections/train/wiki runs/wiki --rows 3200{dtype}")  # of 128 tokens: READ leaves out what training cuts
+    elif path.startswith("runs/corpus-"):  # judged as they are trained
         call(f"data.py corpus collections/beir/{path.removeprefix('runs/corpus-')} {path} --rows 1600 --document-tokens 96{dtype}")
     else:
         train(path.removeprefix("runs/"), dtype)

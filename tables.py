@@ -130,7 +130,7 @@ def saturation():
 
 
 def saturation_qa():
-    """The same on train/qa, whose documents are cut: dream's loss with all rows, and with those whose target is still there; the lowest in bold."""
+    """Dream's loss on train/qa, with either LLM and budget: all rows, and those whose target is still there once documents are cut."""
     found = {(llm, rows): read(f"saturation-{name}{part}")["losses"]["equal"] for llm, name in (("SmolLM2-135M", "qa"), ("larger", "larger-llm"))
              for rows, part in (("all rows", ""), ("targets that are read", "-read"))}
     shares = list(found["SmolLM2-135M", "all rows"])

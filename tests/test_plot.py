@@ -105,7 +105,7 @@ def test_commands_write_whole_pictures(runs, tmp_path, tiny_folder, monkeypatch)
 
 @pytest.mark.parametrize("flag, value, same", [("dtype", "bfloat16", True), ("temperature", 0.5, False)])
 def test_seeds_of_one_name_may_differ_in_their_precision_alone(flag, value, same, runs, tmp_path):
-    """Each was run where there was a machine: that of bfloat16 is still a seed of the same experiment."""
+    """Seed 1 in bfloat16 is another seed of the same experiment; with another temperature it is another experiment."""
     for name, changed in {"dream-0": {}, "dream-1": {flag: value}}.items():
         one = result(runs / name)
         (tmp_path / name).mkdir()

@@ -49,13 +49,15 @@ def test_a_document_without_weight_counts_for_nothing(run):
     assert all(map(math.isfinite, found.values())) and found["infonce"] == pytest.approx(-math.log(0.75))
 
 
-def test_attention_lies_on_the_source_on_other_documents_or_outside(run):
+@pytest.mark.parametrize("rows", ["target", "question"])
+def test_attention_lies_on_the_source_on_other_documents_or_outside(rows, run):
     """Each document by itself, added up, is the reference."""
+    run.config.head_rows = rows
     pool = next(run.pools(0))
     with run.judge() as llm:
         read = run.read(llm, pool.documents, pool.examples)
         found = saturation.attention(run, llm, *read, pool.source)
-        alone = [score_heads(llm, *read, (pool.source + k) % 4) for k in range(4)]
+        alone = [score_heads(llm, *read, (pool.source + k) % 4, rows) for k in range(4)]
     alone = [sum(scores[layer, head].item() for layer, head in run.heads) / len(run.heads) for scores in alone]
     assert found == pytest.approx({"source": alone[0], "others": sum(alone[1:]), "outside": 1 - sum(alone)}, abs=1e-6)
     assert all(mass > 0 for mass in found.values())
@@ -64,8 +66,9 @@ def test_attention_lies_on_the_source_on_other_documents_or_outside(run):
 def test_the_table_is_printed_and_written(tiny_folder, collection_folder, tmp_path, capsys):
     flags = ["--backbone", tiny_folder, "--data", str(collection_folder), "--pool", "4", "--questions", "4", "--heads", "4", "--device", "cpu"]
     saturation.main([*flags, "--pools", "1", "--out", str(tmp_path / "s.json")])
-    assert capsys.readouterr().out.count("emdr") == 2 * len(saturation.SHARES)
+    said = capsys.readouterr().out
+    assert said.count("emdr") == 2 * len(saturation.SHARES) and "untouched: source 0." in said
     written = json.loads((tmp_path / "s.json").read_text())
-    assert written["command"].startswith("python saturation.py --backbone") and sum(written["attention"].values()) == pytest.approx(1)
+    assert written["command"].startswith("python saturation.py --backbone") and written["attention"].keys() == {"source", "others", "outside"}
     with pytest.raises(SystemExit):
         saturation.main([*flags, "--pols", "1"])
