@@ -100,7 +100,7 @@ def test_no_extra_is_in_the_base_set_and_tests_have_them_all():
     named = {name for file in sorted(ROOT.glob("requirements*.txt")) for name in declared(file)}
     used = {name for path in (*MODULES, *(ROOT / "tests").glob("*.py")) for name in imported(path)}
     weights = {name for file in WEIGHTS for name in declared(file)}
-    assert named - used - weights == FOR_TRANSFORMERS
+    assert named - used - weights == FOR_TRANSFORMERS | {"pytest-xdist"}  # the -n of make test
 
 
 def test_weights_are_pinned_by_their_hash():
