@@ -49,7 +49,7 @@ def attention(run, llm, prefix, input_ids, target_mask, source):
 
     Outside are the question and target that a row has behind it, and the prompt. What follows `run` and `llm` is score_heads'."""
     together = replace(prefix, document_of=prefix.document_of.clamp(max=0))  # all documents as one
-    scores = [score_heads(llm, p, input_ids, target_mask, of, run.config.head_rows) for p, of in ((prefix, source), (together, source * 0))]
+    scores = [score_heads(llm, p, input_ids, target_mask, of, run.config.head_rows) for p, of in ((prefix, source), (together, torch.zeros_like(source)))]
     on_source, on_any = (statistics.mean(score[at].item() for at in run.heads) for score in scores)
     return {"source": on_source, "others": on_any - on_source, "outside": 1 - on_any}
 

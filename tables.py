@@ -129,14 +129,19 @@ def saturation():
     return "\n".join(lines) + "\n"
 
 
+JUDGES = {"SmolLM2-135M": "saturation-qa", "larger": "saturation-larger-llm"}  # saturation.py on train/qa
+
+
 def saturation_qa():
-    """Dream's loss on train/qa, with either LLM and budget: all rows, and those whose target is still there once documents are cut."""
-    found = {(llm, rows): read(f"saturation-{name}{part}")["losses"]["equal"] for llm, name in (("SmolLM2-135M", "qa"), ("larger", "larger-llm"))
-             for rows, part in (("all rows", ""), ("targets that are read", "-read"))}
+    """Dream's loss on train/qa, with either LLM and budget: all rows, and those whose target is still there once documents are cut.
+
+    What was not measured is left out."""
+    found = {(llm, rows): read(name + part)["losses"]["equal"]
+             for llm, name in JUDGES.items() for rows, part in (("all rows", ""), ("targets that are read", "-read"))}
     shares = list(found["SmolLM2-135M", "all rows"])
     lines = [f"| LLM | questions | `--budget` | weight on the source: {' | '.join(shares)} |", "|" + "---|" * (len(shares) + 3)]
     for (llm, rows), losses in found.items():
-        for budget, name in (("documents", "dream"), ("keep", "dream-keep")):
+        for budget, name in (("documents", "dream"), ("keep", "dream-keep")) if losses else ():
             values = [losses[share][name] for share in shares]
             cells = [f"**{value:.3f}**" if value == min(values) else f"{value:.3f}" for value in values]
             lines.append(f"| {llm} | {rows} | {budget} | {' | '.join(cells)} |")
@@ -145,11 +150,11 @@ def saturation_qa():
 
 def attention():
     """Where the heads that dream injects look by themselves: eq (6), on the rows that predict the target."""
-    judges = {"SmolLM2-135M": "saturation-qa", "larger": "saturation-larger-llm"}
     columns = {"source": "the source", "others": "the pool's other documents", "outside": "question, target and prompt"}
     lines = ["| LLM | " + " | ".join(columns.values()) + " |", "|---|---|---|---|"]
-    for label, name in judges.items():
-        lines.append(f"| {label} | " + " | ".join(f"{read(name)['attention'][where]:.2f}" for where in columns) + " |")
+    for llm, name in JUDGES.items():
+        masses = read(name)["attention"]
+        lines.append(f"| {llm} | " + " | ".join(f"{masses[where]:.2f}" for where in columns) + " |")
     return "\n".join(lines) + "\n"
 
 

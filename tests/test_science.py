@@ -10,6 +10,7 @@ import science
 import train
 from conftest import ROOT
 from data import BadInput
+from model import PROMPTS, SUFFIX
 
 
 @pytest.mark.parametrize("name", science.experiments())
@@ -114,3 +115,8 @@ def test_the_precision_is_the_machines_and_reaches_all_that_computes(tmp_path, m
     called.clear()
     science.main(["qa-dream-1"])
     assert called and not any("--dtype" in words for words in called)
+
+
+def test_the_end_token_is_all_that_its_experiment_adds_to_the_prompt():
+    flag, prompt = shlex.split(science.TUNING["end-token"])
+    assert (flag, prompt) == ("--prompt", PROMPTS["query"] + "{text}" + SUFFIX + "<|im_end|>")
