@@ -27,7 +27,7 @@ from files import BadInput, check_file, command, write_json
 from model import Retriever
 from output import check_ids, table, write_run
 from processes import end_processes, gather, processes, start_processes
-from record import about_run
+from record import Clock, about_run
 from search import merge, search
 
 METRICS = ("ndcg", "map", "recall", "precision", "mrr", "success")
@@ -202,7 +202,7 @@ def parse(argv=None):
 
 
 def main(argv=None):
-    args = parse(argv)
+    args, clock = parse(argv), Clock()
     start_processes(args.device)
     collections = {} if args.ask is not None else load_collections(args.data, args.split)
     corpus = load_corpus(args.data) if args.ask is not None else None
@@ -223,13 +223,15 @@ def main(argv=None):
     if args.cache and args.model != "bm25":
         retriever = Cache(retriever, args.cache)
     results, runs = {}, {}
+    clock.lap("load")
     for name, collection in collections.items():
         own = sum(collection.corpus.get(query, "\0").endswith(text) for query, text in collection.queries.items())
         runs[name], shape = retrieve(retriever, collection, drop_self=args.drop_self, progress=True)
         results[name] = {**compute_metrics(runs[name], collection.qrels), **shape,
                          "absent judgments": collection.absent, "queries that are documents": own}
+    clock.lap("evaluate")
     if processes()[0] == 0:
-        show(args, argv, retriever, results, runs)
+        show(args, argv, retriever, results, runs, clock)
         if args.plot:
             from plot import plot_metrics
 
@@ -238,11 +240,11 @@ def main(argv=None):
     end_processes()
 
 
-def show(args, argv, retriever, results, runs):
+def show(args, argv, retriever, results, runs, clock):
     """Write the files that were asked for, and print the tables."""
     if args.out:
         write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "max_tokens": getattr(retriever, "max_tokens", None),
-                              "metrics": results, **about_run("evaluate.py", argv)})
+                              "metrics": results, "seconds": clock.seconds, **about_run("evaluate.py", argv)})
     if args.run:
         write_run(args.run, *runs.values(), "_".join(Path(args.model).resolve().name.split()))
     for name, values in results.items():

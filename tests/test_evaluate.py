@@ -384,13 +384,15 @@ def test_one_process_asks(monkeypatch, collection_folder):
         evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--ask", "what?"])
 
 
-def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsys):
+def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsys, monkeypatch):
     out, path = tmp_path / "result.json", tmp_path / "run.trec"
+    monkeypatch.setattr("record.time", SimpleNamespace(perf_counter=iter([0.0, 3.0, 10.5]).__next__))  # begun, loaded, evaluated
     evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--out", str(out), "--run", str(path)])
     result = json.loads(out.read_text())
     expected = trec_eval(path, {f"q{i}": {f"d{i}": 1} for i in range(8)}, (1, 3, 5, 10, 100))
     assert result.pop("metrics") == {"collection": pytest.approx({**expected, "absent judgments": 0, "queries that are documents": 0}, abs=1e-6)}
     assert {"command", "commit", "hardware", "versions"} <= set(result)
+    assert result["seconds"] == {"load": 3.0, "evaluate": 7.5}
     assert {name: result[name] for name in ("model", "split", "drop_self", "max_tokens")} == {
         "model": "bm25", "split": "test", "drop_self": False, "max_tokens": None}
     assert expected["ndcg@10"] > 0.9 and f"{expected['ndcg@10']:.3f}" in capsys.readouterr().out
