@@ -130,7 +130,7 @@ def load_weights(name, auto_class, device="auto", dtype="auto", tokenizer_from=N
 
     auto_class: transformers' AutoModel or AutoModelForCausalLM, or a function of the source that returns one of them.
     dtype: "float32", "bfloat16", "float16" or "auto": bfloat16 on an accelerator, float32 on a CPU (where bfloat16
-    without hardware support is a hundred times slower). tokenizer_from: where the tokenizer is, if not with the weights.
+    without hardware support is many times slower). tokenizer_from: where the tokenizer is, if not with the weights.
     """
     source, device = None, choose_device(device)
     if dtype == "auto":

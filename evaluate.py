@@ -225,7 +225,7 @@ def main(argv=None):
     results, runs = {}, {}
     clock.lap("load")
     for name, collection in collections.items():
-        own = sum(collection.corpus.get(query, "\0").endswith(text) for query, text in collection.queries.items())
+        own = sum(text != "" and collection.corpus.get(query, "").endswith(text) for query, text in collection.queries.items())
         runs[name], shape = retrieve(retriever, collection, drop_self=args.drop_self, progress=True)
         results[name] = {**compute_metrics(runs[name], collection.qrels), **shape,
                          "absent judgments": collection.absent, "queries that are documents": own}

@@ -164,14 +164,16 @@ class Retriever:
         self.read_as(dict.fromkeys(PROMPTS, before), suffix)
 
     def tokenize(self, texts, kind, max_tokens=None):
-        """Texts -> lists of token ids, at least one each: prompt and text, cut so that with the suffix they are max_tokens.
+        """Texts -> lists of token ids, at least one each: prompt and text, cut so that with the suffix they are max_tokens,
+        or the retriever's own max_tokens where that is less.
 
         The suffix's tokens are appended as they are, never joined with the text's last: an exported tokenizer does the same.
         """
         assert not isinstance(texts, str), "texts is a list of texts"
-        room = (max_tokens or self.max_tokens) - len(self.suffix_ids)
+        limit = min(max_tokens or self.max_tokens, self.max_tokens)
+        room = limit - len(self.suffix_ids)
         if room <= (added := self.tokenizer.num_special_tokens_to_add()):  # then the tokenizer would not cut at all
-            raise BadInput(f"{max_tokens or self.max_tokens} tokens leave no room for a text beside the suffix {self.suffix!r} "
+            raise BadInput(f"{limit} tokens leave no room for a text beside the suffix {self.suffix!r} "
                            f"and {added} tokens that the tokenizer adds")
         rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True, max_length=room).input_ids
         return [(row + self.suffix_ids) or [self.tokenizer.eos_token_id] for row in rows]  # at least one token

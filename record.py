@@ -11,6 +11,18 @@ from pathlib import Path
 import torch
 import transformers
 
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def processor():
+    """The CPU's name where Linux tells it, or else its architecture's."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else f"{platform.machine()} CPU"
+
 
 def about_run(script, argv):
     """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line)."""
@@ -22,7 +34,7 @@ def about_run(script, argv):
         commit = None
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
-        "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "hardware": gpu or f"{processor()}, {os.cpu_count()} cores",
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,  # resident, on Linux
         "commit": commit,
         "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),

@@ -1,7 +1,8 @@
-"""Every experiment behind the README's tables, by name: what is missing in results/ is run, what is there is kept.
+"""Training runs and evaluations behind the README's tables, by name: what is missing in results/ is run, what is there is
+kept, unless a model has to be trained again to be evaluated. (Costs: bench.py and its kin; other measurements: results/README.md.)
 
     python science.py                       # what there is, and what is missing
-    python science.py dream infonce-1       # one group, or one run
+    python science.py dream infonce-1       # one group, or one run, and where else they are measured
     python science.py all --dtype bfloat16  # on a CPU that computes in it, as accelerators do without being told
 
 The collections beside classroom/ are not part of the repository: collections/ (a folder or a link) holds beir/NAME in BEIR
@@ -144,7 +145,7 @@ def main(argv=None):
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the frozen weights; a run that was interrupted goes on with the one that it began with alone")
     args, known = parser.parse_intermixed_args(argv), experiments()
     for name in args.names:
-        chosen = [n for n in known if name in (n, "all") or n.rpartition("-")[0] == name]
+        chosen = [n for n in known if name == "all" or re.fullmatch(rf"{re.escape(name)}(-\d)?(-beir|-classroom)?", n)]
         if not chosen:
             raise BadInput(f"no experiment {name!r}; python science.py lists them")
         for one in chosen:

@@ -320,14 +320,14 @@ def test_ask_shows_a_trained_retriever_beside_its_untrained_self(collection_fold
 def test_several_collections_have_a_mean_and_own_ids_are_told(collection_folder, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(collection_folder, other)
-    (other / "queries.jsonl").write_text('{"_id": "d1", "text": "The box number 1 is green."}\n')
-    (other / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nd1\td1\t1\nd1\tgone\t1\n")
+    (other / "queries.jsonl").write_text('{"_id": "d1", "text": "The box number 1 is green."}\n{"_id": "q9", "text": ""}\n')
+    (other / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nd1\td1\t1\nd1\tgone\t1\nq9\td1\t1\n")
     evaluate.main(["--model", "bm25", "--data", f"{collection_folder},{other}", "--out", str(tmp_path / "out.json")])
     told, result = capsys.readouterr(), json.loads((tmp_path / "out.json").read_text())["metrics"]
     mean = sum(result[name]["ndcg@10"] for name in ("collection", "other")) / 2
     assert f"{mean:.3f}" in told.out.splitlines()[-1] and told.out.splitlines()[-1].startswith("mean")
     assert "other: 1 queries are documents of the corpus" in told.err and "--drop-self" in told.err
-    assert result["other"]["absent judgments"] == 1 and result["other"]["recall@10"] == 0.5
+    assert result["other"]["absent judgments"] == 1 and result["other"]["recall@10"] == 0.25  # of d1's two one, of q9's none
     assert [result[name]["queries that are documents"] for name in ("collection", "other")] == [0, 1]
 
 

@@ -71,6 +71,7 @@ def test_a_long_text_is_cut():
     made, expected = retriever(max_tokens=6, suffix="", prompts=PLAIN), tiny_tokenizer()("abcdefghijkl").input_ids
     assert made.tokenize(["abcdefghijkl"], "document") == [expected[:6]]
     assert made.tokenize(["abcdefghijkl"], "document", max_tokens=3) == [expected[:3]]
+    assert made.tokenize(["abcdefghijkl"], "document", max_tokens=9) == [expected[:6]]  # its own length counts
 
 
 def test_the_suffix_is_never_cut():

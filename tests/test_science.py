@@ -117,6 +117,16 @@ def test_the_precision_is_the_machines_and_reaches_all_that_computes(tmp_path, m
     assert called and not any("--dtype" in words for words in called)
 
 
+def test_a_group_is_trained_and_measured_elsewhere_and_takes_no_other_with_it(monkeypatch):
+    called = []
+    monkeypatch.setattr(science, "run", lambda name, dtype: called.append(name))
+    science.main(["qa-dream", "wiki-keep-1", "bm25", "ablation-heads-4"])
+    assert called == ["qa-dream-0", "qa-dream-0-beir", "qa-dream-1", "qa-dream-1-beir", "qa-dream-2", "qa-dream-2-beir",
+                      "wiki-keep-1", "wiki-keep-1-beir", "bm25-classroom", "bm25-beir", "ablation-heads-4-0"]
+    with pytest.raises(BadInput, match="no experiment 'qa-.*'"):
+        science.main(["qa-.*"])
+
+
 def test_the_end_token_is_all_that_its_experiment_adds_to_the_prompt():
     flag, prompt = shlex.split(science.TUNING["end-token"])
     assert (flag, prompt) == ("--prompt", PROMPTS["query"] + "{text}" + SUFFIX + "<|im_end|>")

@@ -191,13 +191,14 @@ def test_a_question_shows_before_and_after_side_by_side_from_what_the_run_kept(t
 
 
 def test_an_encoder_can_be_trained_if_another_model_judges(tiny_folder, collection_folder, tmp_path):
-    config = BertConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=257, max_position_embeddings=600)
+    config = BertConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=257, max_position_embeddings=24)
     torch.manual_seed(0)
     BertModel(config).save_pretrained(tmp_path / "bert")
     tiny_tokenizer().save_pretrained(tmp_path / "bert")
     with pytest.raises(BadInput, match="predicts no next token.*--llm"):
         tiny_run(str(tmp_path / "bert"), collection_folder)
     run = tiny_run(str(tmp_path / "bert"), collection_folder, "--llm", tiny_folder)
+    assert max(len(run.prompts.tokenize(text)) for text in run.corpus.values()) > 24  # what the LLM reads, the encoder has no positions for
     assert run.retriever.pooling == "mean" and run.retriever.suffix == ""
     run.choose_heads()
     before = run.retriever.encode(["a text"], "query")
