@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from backbones import BACKBONES, is_hub_id, unreachable
-from files import BadInput, replacing, write_json
+from files import BadInput, brief, replacing, write_json
 from peers import locate, read_json, refuse_unknown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -125,7 +125,7 @@ def read_adapter(source):
     try:
         stored = load_file(path)
     except Exception as error:  # whatever safetensors raises
-        raise BadInput(f"{source}: not a whole retriever folder ({WEIGHTS} is damaged: {' '.join(str(error).split())[:160]})") from None
+        raise BadInput(f"{source}: not a whole retriever folder ({WEIGHTS} is damaged: {brief(error, 160)})") from None
     tensors = {}
     for key, tensor in stored.items():
         found = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB])\.weight", key)

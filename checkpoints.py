@@ -47,13 +47,15 @@ def numbers(folder):
 
 
 def write_checkpoint(folder, step, tensors, about):
-    """tensors: {name: tensor}; about: what JSON holds. Older checkpoints but the newest are removed."""
+    """tensors: {name: tensor}; about: what JSON holds. Older checkpoints but the newest are removed, and those of later steps, which
+    the run has skipped as damaged."""
     place, content = Path(folder) / f"checkpoint-{step}", save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     write_bytes(place.with_suffix(".safetensors"), content)
     text = json.dumps({"step": step, **about, "sha256": digest(content)})
     write_bytes(place.with_suffix(".json"), json.dumps({"sha256": digest(text), "content": text}).encode())
-    for old in numbers(folder)[KEPT:]:
-        clear(folder, f"checkpoint-{old}.*")
+    good = [number for number in numbers(folder) if number <= step][:KEPT]
+    for other in set(numbers(folder)) - set(good):
+        clear(folder, f"checkpoint-{other}.*")
 
 
 def read_checkpoint(folder, step):
@@ -103,7 +105,10 @@ def finished(folder, config):
     path = Path(folder) / "result.json"
     if not path.is_file():
         return False
-    there = json.loads(path.read_text())["config"]
+    try:
+        there = dict(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"--resume: {path} is not what train.py writes; remove it") from None
     for name, value in vars(config).items():
         if name not in NO_MATTER and there.get(name) != value:
             raise BadInput(f"--resume: --{name.replace('_', '-')} was {there.get(name)!r} and is now {value!r}; the finished run in {folder} is another one")

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from backbones import find_backbone
 from bench import judged
-from data import QUESTION, Collection, load_collections
+from data import QUESTION, Collection
 from evaluate import evaluate
 from files import BadInput, check_file, command, write_json
 from inject import select_heads, target_nll
@@ -174,7 +174,7 @@ def examine(args):
     texts = [*TEXTS, *(e.query for e in asked[:4]), *(run.corpus[e.document] for e in asked[:4]), " ".join(run.corpus.values())]  # the last is cut
     lap("embeddings", embedding_difference(run, texts))
     lap("injection", injection_difference(run, next(stream)))
-    collections = load_collections(args.data) if args.documents else {}
+    collections = run.collections if args.documents else {}  # none without judgments
     lap("training", trained(run, {name: small(c, args.documents) for name, c in collections.items()}))
     if args.keep:
         run.retriever.save(args.keep)
@@ -197,7 +197,7 @@ def show(value):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="checkup.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--backbone", required=True, help="a short name (python model.py lists them), hub id, folder or .gguf")
-    parser.add_argument("--data", default="classroom", help="a training folder (default: %(default)s)")
+    parser.add_argument("--data", default="classroom", help="a training folder; without qrels/ nothing is evaluated (default: %(default)s)")
     for name, value, what in (
             ("steps", 10, "training steps"), ("pool", 8, "documents and questions of a step"),
             ("document-tokens", 128, "documents are cut here, for both models"), ("asked", 8, "questions that the LLM answers itself"),

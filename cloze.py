@@ -1,7 +1,7 @@
 """A document asks about itself: a sentence is taken out, and what it shares with the rest becomes a blank.
 
     document  Vik is a village in Norway. The church of Vik is built of wood. It has 3,000 people.
-    query     church of ___ is built of wood?
+    query     The church of ___ is built of wood?
     target    Vik                                  stands in the sentence and in the rest of the document
     source    Vik is a village in Norway. It has 3,000 people.
 

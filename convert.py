@@ -54,7 +54,7 @@ def making(out):
         yield part
         part.rename(out)
     except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error.strerror})") from None
+        raise BadInput(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):

@@ -251,10 +251,12 @@ def show(args, argv, retriever, results, runs, clock):
         if values["queries that are documents"] and not args.drop_self:
             print(f"{name}: {values['queries that are documents']} queries are documents of the corpus, with the same id, and find "
                   "themselves; --drop-self leaves those out, as is usual for ArguAna and Quora", file=sys.stderr)
+    ours = " of this process's share" * (processes()[1] > 1)
     if getattr(retriever, "cut", 0):
-        print(f"{retriever.cut} texts reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
+        print(f"{retriever.cut} texts{ours} reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
     if isinstance(retriever, Cache):
-        print(f"{retriever.found} of {retriever.asked} embeddings were read from {args.cache}", file=sys.stderr)
+        print(f"{retriever.found} of {retriever.asked} embeddings{ours} were read from {args.cache}"
+              + "; whether those texts were cut is not known" * (retriever.found > 0), file=sys.stderr)
     rows = dict(results)
     if len(rows) > 1:
         shared = set.intersection(*map(set, results.values()))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
+from safetensors import SafetensorError
 
 from adapters import write_adapter
 from backbones import BACKBONES, is_hub_id, packaged_file
@@ -64,7 +65,10 @@ def older_names(config):
 def write_weights(folder, retriever, dtype):
     """The backbone with its adapters folded in, without the vocabulary head, as AutoModel reads it."""
     merge(retriever)
-    retriever.llm.base_model.to(getattr(torch, dtype)).save_pretrained(folder)
+    try:
+        retriever.llm.base_model.to(getattr(torch, dtype)).save_pretrained(folder)
+    except SafetensorError as error:  # a full disk
+        raise OSError(str(error)) from None
     write_json(folder / "config.json", older_names(json.loads((folder / "config.json").read_text())))
     for weights in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
         shutil.copymode(folder / "config.json", weights)
@@ -110,7 +114,7 @@ def write_tokenizer(folder, retriever):
     tokenizer = retriever.tokenizer
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise BadInput(f"{retriever.name}: its tokenizer is none of the tokenizers library's; it cannot be exported")
-    with_suffix(tokenizer.backend_tokenizer, retriever.suffix_ids).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(with_suffix(tokenizer.backend_tokenizer, retriever.suffix_ids).to_str(pretty=True), encoding="utf-8")
     special = {name: str(token) for name in SPECIAL if (token := getattr(tokenizer, name, None)) is not None}
     special.setdefault("pad_token", special.get("eos_token"))  # some have none; padding is masked
     # Not the architecture's own class: some of those build their tokenizer anew, and would lose the suffix.

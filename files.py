@@ -14,6 +14,11 @@ class BadInput(ValueError):
     """Something that the user can mend; commands print it as one line and exit with code 2."""
 
 
+def brief(error, length=None):
+    """An error's text in one line, of `length` characters at most, without the name and password that a URL may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:length]
+
+
 def command(main):
     """Run a script's main(): 2 and one line for bad input and for what the system refuses (a full disk, a name that is too
     long), 130 when interrupted."""
@@ -22,7 +27,7 @@ def command(main):
             raise BadInput("an argument is not UTF-8 text")
         main()
     except (BadInput, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {brief(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -46,23 +51,25 @@ def check_file(path):
 
 @contextlib.contextmanager
 def replacing(path, mode="w"):
-    """A file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput."""
+    """A file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput.
+
+    Links and devices, such as /dev/stdout, stay what they are and are written in place."""
     path = Path(path)
-    device = path.exists() and not path.is_file()  # such as /dev/stdout, which must not be replaced
-    part = path if device else path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    direct = path.is_symlink() or path.exists() and not path.is_file()
+    part = path if direct else path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-            if not device:
+            if not direct:
                 file.flush()
                 os.fsync(file.fileno())  # before the name: after a power cut there is the old file or the new one
-        if not device:
+        if not direct:
             os.replace(part, path)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
+        raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         with contextlib.suppress(OSError):
-            device or part.unlink(missing_ok=True)
+            direct or part.unlink(missing_ok=True)
 
 
 def write_json(path, data):

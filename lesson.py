@@ -49,7 +49,11 @@ class Lesson:
 
     def __init__(self, config, question, documents, head):
         self.run, self.head = Run(config), head
-        self.example = next(e for e in self.run.examples if e.query == question)
+        self.example = next((e for e in self.run.examples if e.query == question), None)
+        if self.example is None:
+            raise BadInput(f"QUESTION = {question!r} is none of {config.data}/train.jsonl")
+        if self.example.document not in documents or not self.run.corpus.keys() >= set(documents):
+            raise BadInput(f"DOCUMENTS must be ids of {config.data}/corpus.jsonl, the question's own, {self.example.document!r}, among them")
         self.names, self.documents = [d.rpartition("/")[2] for d in documents], [self.run.corpus[d] for d in documents]
         self.pool, self.source = Pool(documents, [self.example]), documents.index(self.example.document)
         self.head_scores = self.run.choose_heads()  # by eq (6), as `python train.py` does it

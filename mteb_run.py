@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from files import BadInput, command
+from files import BadInput, brief, command
 from model import Retriever
 
 
@@ -55,7 +55,7 @@ def main(argv=None):
     try:
         tasks = [mteb.get_task(name) for name in args.tasks.split(",")]
     except KeyError as error:
-        raise BadInput(f"--tasks: {' '.join(str(error).split())[:160]}") from None
+        raise BadInput(f"--tasks: {brief(error, 160)}") from None
     other = next((t.metadata for t in tasks if t.metadata.type != "Retrieval"), None)
     if other:
         raise BadInput(f"--tasks: {other.name} is of the kind {other.type}, not Retrieval")
@@ -63,7 +63,7 @@ def main(argv=None):
     try:
         scores = run(retriever, tasks)
     except OSError as error:  # also what the hub's libraries raise without a connection
-        raise BadInput(f"the task's data cannot be had ({' '.join(str(error).split())[:160]})") from None
+        raise BadInput(f"the task's data cannot be had ({brief(error, 160)})") from None
     for name, score in scores.items():
         print(f"{name:40s} {score:.3f}")
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from backbones import BACKBONES, load_weights
-from files import BadInput
+from files import BadInput, brief
 
 POOLINGS = ("mean", "cls", "lasttoken")
 LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
@@ -183,7 +183,7 @@ def load_encoder(name, device="auto", dtype="auto", base=None, tokenizer_from=No
     try:
         padded_alike = ignores_padding(tokenizer, model)
     except Exception as error:  # a model of more than texts raises whatever it misses
-        raise BadInput(f"{name}: {kind} does not read texts alone ({' '.join(str(error).split())[:160]})") from None
+        raise BadInput(f"{name}: {kind} does not read texts alone ({brief(error, 160)})") from None
     if not padded_alike:
         raise BadInput(f"{name}: padding changes the embeddings of {kind}; not supported")
     stated = [how["max_tokens"]] if how["max_tokens"] else [

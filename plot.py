@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from bm25 import chain
 from data import Example, find_file, find_qrels, load_collection, load_corpus, load_examples, make_pools, read_jsonl
 from checkpoints import NO_MATTER
 from files import BadInput, command
@@ -104,7 +105,8 @@ def weights_of(run, data="", question="0", retriever=None, device="auto"):
     data = data or config["data"]
     example, examples = find_question(data, question)
     corpus = load_corpus(data)
-    pools = make_pools(examples, list(corpus), config["pool"], 1, config["neighbours"], config["seed"])
+    order = chain(corpus) if config.get("order") == "bm25" else list(corpus)
+    pools = make_pools(examples, order, config["pool"], 1, config["neighbours"], config["seed"])
     documents = next(pool.documents for pool in pools if example.document in pool.documents)
     titles = {row["_id"]: row.get("title") or row["text"] for _, row in read_jsonl(find_file(data, "corpus.jsonl"), "_id", "text")}
     temperature = config.get("final_temperature") or config["temperature"]
@@ -121,7 +123,7 @@ def read_bars(groups, metric="ndcg@10"):
         else:
             base = result["config"]["backbone"], result["config"].get("prompt")  # what the untrained retriever depends on
             untrained = bases.setdefault(base, f"{name}, untrained" if bases else "untrained")
-            found = {"BM25": result["bm25"], untrained: result["before"], name: result["after"]}
+            found = {"BM25": result.get("bm25", {}), untrained: result["before"], name: result["after"]}
         for label, measured in found.items():
             for collection, values in measured.items():
                 own = series.setdefault(label, {}).setdefault(collection, [])

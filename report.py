@@ -42,4 +42,4 @@ def report(run, training, out, before, after, clock, argv):
     if config.plot:
         print(*plot_run(out, run.retriever), sep="\n")
     clear(out, "checkpoint-*")  # all is there
-    print(f"saved in {out}" + (f"; try: {os.path.relpath(sys.executable)} evaluate.py --model {out} --data {config.data}" if rows else ""))
+    print(f"saved in {out}" + (f"; try: {os.path.relpath(sys.executable)} evaluate.py --model {out} --data {config.eval or config.data}" if rows else ""))

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from files import command, write_json
+from files import BadInput, check_file, command, write_json
 from inject import score_heads, target_nll
 from objectives import BETA, document_likelihoods
 from record import about_run
@@ -76,6 +76,10 @@ def main(argv=None):
     parser.add_argument("--pools", type=int, default=4, help="how many pools the losses are means of")
     parser.add_argument("--out", help="a JSON file for the figures")
     args, flags = parser.parse_known_args(argv)
+    if args.pools < 1:
+        raise BadInput(f"--pools must be at least 1, not {args.pools}")
+    if args.out:
+        check_file(args.out)
     run = Run(parse(flags))
     run.choose_heads()
     found, masses = measure(run, args.pools)

@@ -76,8 +76,9 @@ def bench_plan(args):
     """Other models on paper, and steps of random weights of their shapes, as many layers as memory holds, against the paper."""
     text, rows = plan()
     print(text)
-    checks = {name: alone(check_plan, name, layers, vars(Batch(4, 4, 64))) for name, layers in CHECKS.items()}
+    batch = Batch(4, 4, 64)
+    checks = {name: alone(check_plan, name, layers, vars(batch)) for name, layers in CHECKS.items()}
     for name, check in checks.items():
         print(f"{name}, {check['layers']} of {check['all_layers']} layers, random weights: " + ", ".join(
             f"{key} {value:.2f}" for key, value in check.items() if "planned" in key) + f"; {check['gflops']:.0f} GFLOPS here")
-    return {"plan": rows, "checks": checks}
+    return {"setting": {"pool": batch.documents, "questions": batch.questions, "document_tokens": batch.document}, "plan": rows, "checks": checks}

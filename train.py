@@ -219,9 +219,11 @@ class Training:
         return self.curve[-1]
 
 
-def train(run, log=lambda record: None, save=lambda training: None, training=None):
+def train(run, log=lambda record: None, save=None, training=None):
     """The loop, from where `training` is to the last step. log(record) is called once a step, save(training) now and then:
-    every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), and when a step's loss is not a number."""
+    every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), and when a step's loss is not a number.
+    Without it nothing is kept."""
+    keep = save or (lambda training: None)
     training, config = training or Training(run), run.config
     done, warned = len(training.curve), None
     steps = itertools.islice(run.steps(), done * config.accumulate, None)  # a resumed run goes on where the stream was
@@ -231,7 +233,7 @@ def train(run, log=lambda record: None, save=lambda training: None, training=Non
             try:
                 record = training.step(pools, stop)
             except BadInput:
-                save(training)  # as the last good step has left it
+                keep(training)  # as the last good step has left it
                 raise
             log(record)
             bar.update()
@@ -240,10 +242,10 @@ def train(run, log=lambda record: None, save=lambda training: None, training=Non
                 bar.write(f"step {record['step']}: {warned}", file=sys.stderr)
             last = record["step"] == config.steps  # measuring may take longer than training did
             if stop.agreed or last or (config.save_every and record["step"] % config.save_every == 0):
-                save(training)
+                keep(training)
             if stop.agreed:
                 if not bar.disable:
-                    bar.write(f"stopped after step {record['step']}; --resume goes on", file=sys.stderr)
+                    bar.write(f"stopped after step {record['step']}{'; --resume goes on' if save else ''}", file=sys.stderr)
                 raise KeyboardInterrupt
     return training
 
@@ -267,7 +269,10 @@ def carry_out(run, out, first, clock, argv):
     """Everything between loading and the table: measure, choose heads or resume, train, save, measure again."""
     config, training, own = run.config, Training(run), identity(run)
     if config.resume and finished(out, config):
-        return print(f"{out}: the run is finished, there is nothing to resume") if first else None
+        if first:
+            clear(out, "checkpoint-*")  # it may have ended just before it did that itself
+            print(f"{out}: the run is finished, there is nothing to resume")
+        return
     tensors, about = newest_checkpoint(out, own) if config.resume else (None, None)
     if about:
         training.load(tensors, about)
@@ -281,7 +286,7 @@ def carry_out(run, out, first, clock, argv):
         scores = run.choose_heads().tolist() if config.objective == "dream" else None
         clock.lap("choose heads")
         if first:  # a folder never mixes two runs
-            clear(out, "adapter_*", "retriever.json", "heads.json", "result.json", *PICTURES)
+            clear(out, "result.json", "adapter_*", "retriever.json", "heads.json", *PICTURES)  # first what calls it whole
     if first and scores:
         write_json(out / "heads.json", {"heads": run.heads, "scores": scores})
 

@@ -61,7 +61,7 @@ def check_weights(document_weights):
     expected = [[math.exp(s / 0.5) for s in row] for row in scores.tolist()]
     same(document_weights(scores, 0.5), torch.tensor([[e / sum(row) for e in row] for row in expected]),
          "not a softmax of scores / tau over each question's documents")
-    found = document_weights(torch.tensor([[1.0, -1.0]]), 0.005)
+    found = document_weights(torch.tensor([[1.0, -1.0], [-1.0, -1.0]]), 0.005)
     assert found.isfinite().all(), "overflow: exp(1 / 0.005) is no float32; subtract each row's largest score first"
     document_weights(scores.requires_grad_(), 0.5)[0, 0].backward()
     assert scores.grad is not None and scores.grad[0].abs().min() > 0, "no gradient reaches the scores: the retriever could not learn"
@@ -131,6 +131,13 @@ def check_injection(inject):
          'budget "keep": with one document of weight 1 the head must be as it was, a softmax over the prompt and its own past')
     found = run("keep", 100 * query, keys, values, own, 100 * lse, [-1, 0, 0, 0, -1], torch.ones(3, 1))
     assert found.isfinite().all(), "overflow: take the exponential of differences (logits - log Z), never of logits"
+    query, weights = query.requires_grad_(), random(3, 2, seed=5).softmax(-1).requires_grad_()
+    try:
+        (run("keep", query, keys, values, own, lse, [-1, 0, 0, 1, -1], weights) * random(2, 3, 4, seed=6)).sum().backward()
+    except RuntimeError as error:
+        raise AssertionError(f"no gradient: going back through these lines ends with\n  {error}") from None
+    for name, tensor in (("weights", weights), ("query", query)):
+        assert tensor.grad is not None and tensor.grad.abs().min() > 0, f"no gradient reaches the {name}: the retriever could not learn"
     llm, document_of = tiny_llm(), torch.tensor([-1, 0, 0, 0, -1])
     documents, question = prefill(llm, tokens(1, 5), document_of), tokens(2, 4, seed=1)
     mask = torch.tensor([[False, False, True, True]] * 2)

@@ -1,7 +1,7 @@
 """A run of train.py with one thing changed that has no flag: measured, trained, measured again.
 
-It takes train.py's flags, but for --resume and --gather. The folder gets the retriever, `metrics.jsonl` and `result.json`, as
-after train.py.
+It takes train.py's flags, but for --resume, --gather and --plot, and keeps no checkpoint (--save-every): a run that is interrupted
+begins anew. The folder gets the retriever, `metrics.jsonl` and `result.json`, as after train.py, but without BM25's metrics.
 """
 import dataclasses
 import json
@@ -20,8 +20,8 @@ from train import train
 def run_variant(kind, script, flags, argv=None):
     """Carry out a Run of another `kind`. flags: what stands before the command line's own, which win. Raises BadInput."""
     config = parse([*flags, *(sys.argv[1:] if argv is None else argv)])
-    if config.resume or config.gather:
-        raise BadInput(f"{script} has no {'--resume' if config.resume else '--gather'}")
+    if without := [name for name in ("resume", "gather", "plot") if getattr(config, name)]:
+        raise BadInput(f"{script} has no --{without[0]}")
     check_folder(config)
     clock, run = Clock(), kind(config)
     clock.lap("load")
@@ -32,7 +32,7 @@ def run_variant(kind, script, flags, argv=None):
         if config.objective == "dream":
             run.choose_heads()
             clock.lap("choose heads")
-        clear(out, "adapter_*", "retriever.json", "heads.json", "result.json")
+        clear(out, "result.json", "adapter_*", "retriever.json", "heads.json")
         with open(out / "metrics.jsonl", "w", buffering=1) as file:
             training = train(run, lambda record: file.write(json.dumps(record) + "\n"))
         clock.lap("train")

@@ -8,6 +8,7 @@ import bench
 import measure
 import scale
 from conftest import save_tiny, write_collection
+from files import BadInput
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ def test_options_change_the_time_and_not_the_loss(setting, monkeypatch):
     assert set(losses) == set(figures["ratios"]) == {"plain", "--checkpoint", "--embed-chunk 4", "--dtype bfloat16"}
     assert losses["--checkpoint"] == losses["plain"] == pytest.approx(losses["--embed-chunk 4"], rel=1e-5)
     assert losses["--dtype bfloat16"] == pytest.approx(losses["plain"], rel=0.05) and losses["--dtype bfloat16"] != losses["plain"]
+    assert figures["setting"] == {"pool": 8, "questions": 8, "heads": 4, "document_tokens": 48}  # what was measured
 
 
 def test_growth_and_plan_write_their_tables(setting, monkeypatch, capsys):
@@ -82,10 +84,26 @@ def test_growth_and_plan_write_their_tables(setting, monkeypatch, capsys):
         scale.grow(*setting[1:4:2], {"questions": 64}, 1)
     assert set(growth["questions"]) == {"2", "4"} and growth["questions"]["2"]["exponents"] == [None, None]
     assert len(growth["document_tokens"]["64"]["exponents"]) == 2
-    checks = measured([*setting, "--plan"])["checks"]["Qwen2-0.5B"]
+    plan = measured([*setting, "--plan"])
+    checks = plan["checks"]["Qwen2-0.5B"]
+    assert plan["setting"] == {"pool": 4, "questions": 4, "document_tokens": 64}
     assert checks["operations, counted / planned"] == pytest.approx(1, rel=0.05)
     assert checks["encoder activations, kept / planned"] == pytest.approx(1, rel=0.08)  # so narrow, rotary tables count
     assert "examples/h" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong, says", [(["--data", "nowhere"], "nowhere"), (["--repeats", "0"], "--repeats must be at least 1")])
+def test_bad_input_is_told_before_anything_is_measured(setting, monkeypatch, wrong, says):
+    monkeypatch.setattr(bench, "alone", lambda *_: pytest.fail("a child was asked"))
+    with pytest.raises(BadInput, match=says):
+        bench.main([*setting, *wrong])
+
+
+def test_the_naive_step_reads_documents_of_the_length_that_is_asked_for(setting, monkeypatch):
+    lengths, embed = [], bench.Retriever.embed
+    monkeypatch.setattr(bench.Retriever, "embed", lambda self, rows: lengths.extend(map(len, rows)) or embed(self, rows))
+    measured([*setting, "--naive", "--document-tokens", "30"])
+    assert 30 in lengths and 64 not in lengths
 
 
 def test_a_peak_is_what_a_call_held_and_no_more():

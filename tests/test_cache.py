@@ -60,15 +60,17 @@ def test_other_weights_other_tokens_and_other_kinds_have_other_keys():
     one_weight.llm.model.layers[1].mlp.up_proj.weight.data[3, 4] += 1e-3
     trained.add_lora(4, 8)
     retokenized.tokenizer.add_tokens(["text"])
-    keys |= {identity(made, "document") for made in (one_weight, trained, retokenized)}
-    assert len(keys) == 5 and identity(retriever(), "document") in keys
+    cut_in_front = retriever()
+    cut_in_front.tokenizer.truncation_side = "left"
+    keys |= {identity(made, "document") for made in (one_weight, trained, retokenized, cut_in_front)}
+    assert len(keys) == 6 and identity(retriever(), "document") in keys
     for alpha in (8, 64):  # the same tensors, scaled otherwise
         scaled = retriever()
         scaled.add_lora(4, alpha)
         keys.add(identity(scaled, "document"))
     with scaled.adapters_off():
         keys.add(identity(scaled, "document"))
-    assert len(keys) == 7
+    assert len(keys) == 8
     moved = retriever()
     moved.llm.config._name_or_path = "elsewhere"
     assert identity(moved, "document") in keys
@@ -78,7 +80,7 @@ def test_texts_are_told_apart_wherever_they_are_cut():
     assert len({digest("ab", "c"), digest("a", "bc"), digest("abc"), digest("ab", "c", "")}) == 4
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "rows", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "rows", "text", "header", "zip"])
 def test_a_damaged_file_is_made_anew_with_a_word(tmp_path, damage, capsys):
     expected = Cache(retriever(), tmp_path).encode(TEXTS, "document")
     [path] = tmp_path.rglob("*.npy")
@@ -86,7 +88,8 @@ def test_a_damaged_file_is_made_anew_with_a_word(tmp_path, damage, capsys):
     if damage == "rows":
         np.save(path, np.zeros((3, 32), np.float32))
     else:
-        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not an array" * 99}[damage])
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not an array" * 99,
+                          "header": whole[:64] + bytes(64) + whole[128:], "zip": b"PK\3\4" + b"x" * 99}[damage])
     assert torch.equal(Cache(retriever(), tmp_path).encode(TEXTS, "document"), expected)
     assert "damaged" in capsys.readouterr().err and path.read_bytes() == whole
 
@@ -169,3 +172,4 @@ def test_the_cache_is_what_the_evaluator_uses(collection_folder, tiny_folder, tm
     second = capsys.readouterr()
     assert first.out == second.out and "nDCG@10" in first.out
     assert "0 of 16 embeddings were read" in first.err and "16 of 16 embeddings were read" in second.err
+    assert "is not known" in second.err and "is not known" not in first.err  # how many were cut

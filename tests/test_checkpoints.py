@@ -107,3 +107,14 @@ def test_json_and_tensors_are_plain(tmp_path):
     outer = json.loads((tmp_path / "checkpoint-1.json").read_text())
     assert json.loads(outer["content"])["run"] == RUN["run"]
     assert (tmp_path / "checkpoint-1.safetensors").read_bytes()[8:9] == b"{"  # safetensors: a length, then JSON
+
+
+@pytest.mark.parametrize("damaged, then, kept", [([20], 16, [16, 15]), ([15, 20], 5, [5])])
+def test_a_skipped_checkpoint_never_outlives_a_whole_one(tmp_path, damaged, then, kept):
+    """The run goes on from before them, or anew: what is written then has a smaller number."""
+    written(tmp_path, 15, 20)
+    for step in damaged:
+        cut(tmp_path / f"checkpoint-{step}.json", -3)
+    written(tmp_path, then)
+    assert numbers(tmp_path) == kept and all(read_checkpoint(tmp_path, step)[1]["step"] == step for step in kept)
+    assert len(list(tmp_path.iterdir())) == 2 * len(kept)

@@ -1,5 +1,6 @@
 """checkup.py on a tiny model: every part has its figures, references are seen to differ where they should, and faults are told."""
 import json
+import shutil
 
 import pytest
 import torch
@@ -57,6 +58,12 @@ def test_a_wrong_embedding_and_a_wrong_injection_are_faults(command, capsys, mon
     assert code == 1 and figures["embeddings"]["difference"] > 0.01
     assert {"embeddings differ from those of transformers' own forward pass", "losses differ from the naive implementation's",
             "gradients differ from the naive implementation's"} <= {line.removeprefix("checkup.py: ") for line in told}
+
+
+def test_without_judgments_nothing_is_evaluated(command, capsys):
+    shutil.rmtree(f"{command[3]}/qrels")
+    _, figures, _ = run(command, capsys)
+    assert figures["training"]["before"] == figures["training"]["after"] == {} and len(figures["training"]["curve"]) == 2
 
 
 def test_faults_are_what_does_not_hold():

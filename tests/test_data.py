@@ -143,6 +143,16 @@ def test_columns_are_counted(collection_folder, text, line):
     assert f"test.tsv:{line}: " in message_of(load_collection, collection_folder)
 
 
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    """As /dev/stdout is one, where the output goes to a file."""
+    link, there = tmp_path / "link", tmp_path / "there"
+    there.write_text("old and longer")
+    link.symlink_to(there)
+    with replacing(link) as file:
+        file.write("new")
+    assert link.is_symlink() and there.read_text() == "new" and len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
     link = tmp_path / "null"
     link.symlink_to("/dev/null")
@@ -185,10 +195,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         pytest.fail("must not come so far")
     with pytest.raises(BadInput, match="No space left"), replacing(path) as file:
         raise OSError(28, "No space left on device")
+    with pytest.raises(BadInput, match="7 requested and 0 written"), replacing(path) as file:
+        raise OSError("7 requested and 0 written")  # as numpy says it
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("error, code, line", [(BadInput("f.jsonl:3: wrong"), 2, "tool.py: f.jsonl:3: wrong\n"),
+                                               (OSError("404 for url:\n http://me:word@host/x"), 2, "tool.py: 404 for url: http://host/x\n"),
                                                (KeyboardInterrupt(), 130, "")])
 def test_a_command_ends_with_a_code_and_at_most_one_line(error, code, line, monkeypatch, capsys):
     def fails():

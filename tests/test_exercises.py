@@ -27,6 +27,7 @@ import evaluate  # noqa: E402
 import inject  # noqa: E402
 import model  # noqa: E402
 import objectives  # noqa: E402
+import plot  # noqa: E402
 import search as searching  # noqa: E402
 import train  # noqa: E402
 import unfrozen_llm  # noqa: E402
@@ -83,6 +84,12 @@ def multiplied(scores, temperature):
 @wrong(2, "overflow")
 def written_out(scores, temperature):
     powers = (scores / temperature).exp()
+    return powers / powers.sum(-1, keepdim=True)
+
+
+@wrong(2, "overflow")
+def largest_of_all_rows(scores, temperature):
+    powers = ((scores - scores.max()) / temperature).exp()
     return powers / powers.sum(-1, keepdim=True)
 
 
@@ -152,6 +159,30 @@ def mass_forgotten(self, *tensors):
 @wrong(4, "overflow")
 def powers_of_logits(self, *tensors):
     return injected(self, *tensors, stable=False)
+
+
+@wrong(4, "no gradient reaches the weights")
+def weights_detached(self, *tensors):
+    return inject.Inject.inject(SimpleNamespace(**{**vars(self), "weights": self.weights.detach()}), *tensors)
+
+
+@wrong(4, "no gradient: going back")
+@torch.no_grad()
+def without_gradients(self, *tensors):
+    return inject.Inject.inject(self, *tensors)
+
+
+@wrong(4, "inplace")
+def attention_overwritten(self, query, keys, values, own, own_lse):
+    logits, documents = query @ keys.transpose(1, 2), self.prefix.document_of >= 0
+    reading = inject.read_documents(logits, values, self.prefix, self.weights)
+    if self.budget == "documents":
+        return reading
+    lse = torch.logaddexp(logits.logsumexp(-1, keepdim=True), own_lse)
+    p = (logits - lse).exp()
+    mass = p[:, :, documents].sum(-1, keepdim=True)
+    p[:, :, documents] = 0
+    return p @ values + (own_lse - lse).exp() * own + mass * reading
 
 
 def scored(llm, prefix, input_ids, target_mask, source, shift=1, all_documents=False, together=False):
@@ -465,6 +496,9 @@ def test_dream_does_not_read_the_labels_that_mislead_infonce(tiny_folder, collec
     assert losses["dream"][0] == losses["dream"][1]
     assert losses["infonce"][0] != losses["infonce"][1]
     assert "collection before" in capsys.readouterr().out
+    result = json.loads((tmp_path / "dream" / "result.json").read_text())  # BM25 is not measured, and not drawn
+    assert plot.read_bars(plot.read_results([tmp_path / "dream"])) == {
+        label: {"collection": [result[when]["collection"]["ndcg@10"]]} for label, when in (("untrained", "before"), ("dream", "after"))}
 
 
 def test_the_unfrozen_judge_learns_in_its_attention_alone_and_the_frozen_one_does_not(tiny_folder, collection_folder, tmp_path):
@@ -504,7 +538,7 @@ def test_an_unfrozen_judge_is_for_dream_alone(tiny_folder, collection_folder, tm
         unfrozen_llm.main([*flags(tiny_folder, collection_folder, tmp_path), "--objective", "infonce"])
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--gather"])
+@pytest.mark.parametrize("flag", ["--resume", "--gather", "--plot"])
 def test_what_a_variant_cannot_do_is_refused(tiny_folder, collection_folder, tmp_path, flag):
     with pytest.raises(BadInput, match=f"exercises/wrong_labels.py has no {flag}"):
         wrong_labels.main([*flags(tiny_folder, collection_folder, tmp_path), flag])

@@ -81,9 +81,10 @@ def test_a_short_name_comes_from_the_mirror_and_offline_from_the_cache(mirror, t
     assert run("Qwen2-0.5B", HF_HUB_OFFLINE="1").returncode == 0 and not mirror.asked
     assert json.loads((tmp_path / "out.json").read_text())["metrics"] == found
     (tmp_path / "out.json").unlink()
-    for model, environment in (("Qwen/Qwen2.5-0.5B", {"HF_HUB_OFFLINE": "1"}), ("no-such-owner/no-such-model", {})):
+    with_password = {"HF_ENDPOINT": mirror.url.replace("//", "//me:hf_secret@"), "HF_HOME": str(tmp_path / "other")}
+    for model, environment in (("Qwen/Qwen2.5-0.5B", {"HF_HUB_OFFLINE": "1"}), ("no-such-owner/no-such-model", {}), ("no-such-owner/none", with_password)):
         wrong = run(model, **environment)
         told = [line for line in wrong.stderr.replace("\r", "\n").split("\n") if line.strip() and "%|" not in line]
         assert wrong.returncode == 2 and len(told) == 1 and model in told[0], wrong.stderr
         assert not (tmp_path / "out.json").exists()
-        assert bool(mirror.asked) == (not environment)
+        assert bool(mirror.asked) == ("HF_HUB_OFFLINE" not in environment)

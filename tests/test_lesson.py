@@ -111,13 +111,13 @@ def tiny(tiny_folder, tmp_path):
     """A lesson about four coloured boxes; embeddings in float32, the LLM's part in float64."""
     data = write_collection(tmp_path / "data")
     config = Config(backbone=tiny_folder, data=str(data), device="cpu", dtype="float32", pool=4, questions=4, heads=3, temperature=0.2)
-    return lambda head=None: make(config, head)
+    return lambda *args, **more: make(config, *args, **more)
 
 
-def make(config, head):
+def make(config, head=None, question="Which colour has box 2?", documents=("d3", "d0", "d2", "d1")):
     heads = lesson.Run(config)
     heads.choose_heads()
-    return lesson.Lesson(config, "Which colour has box 2?", ["d3", "d0", "d2", "d1"], head or heads.heads[1])
+    return lesson.Lesson(config, question, list(documents), head or heads.heads[1])
 
 
 def double(small):
@@ -180,6 +180,15 @@ def test_a_step_changes_the_retriever_and_not_the_llm(tiny):
 def test_a_head_that_is_not_injected_is_refused(tiny):
     with pytest.raises(BadInput, match=r"HEAD = \(9, 9\) is not injected; choose one of \("):
         tiny((9, 9))
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ({"question": "Which colour?"}, r"QUESTION = 'Which colour\?' is none of .*train.jsonl"),
+    ({"documents": ["d2", "d99"]}, "DOCUMENTS must be ids of .*corpus.jsonl, the question's own, 'd2', among them"),
+    ({"documents": ["d0", "d1"]}, "the question's own, 'd2', among them")])
+def test_a_question_and_documents_that_do_not_fit_are_refused(tiny, wrong, says):
+    with pytest.raises(BadInput, match=says):
+        tiny(**wrong)
 
 
 def test_writing_fills_the_marks_and_leaves_the_prose(tiny, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pictures
 import plot
 import train
 from conftest import write_collection
-from data import BadInput, load_collection
+from data import BadInput, load_collection, make_pools
 from model import Retriever
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib; make test installs it")
@@ -77,6 +77,20 @@ def test_weights_are_those_of_the_equation(runs):
     bars = {container.get_label(): [bar.get_width() for bar in container] for container in figure.axes[0].containers}
     assert bars == {"before training": pytest.approx(before, abs=1e-4), "after training": pytest.approx(after, abs=1e-4)}
     assert after == sorted(after, reverse=True)
+
+
+def test_candidates_stand_together_as_they_did_in_training(runs, tmp_path, monkeypatch):
+    drawn, trained, own = [], [], result(runs / "dream-0")
+    for module in (plot, train):  # so few documents stand in the file's order by BM25, too
+        monkeypatch.setattr(module, "chain", lambda corpus: list(corpus)[::-1])
+    monkeypatch.setattr(plot, "make_pools", lambda examples, order, *more: drawn.append(order) or make_pools(examples, order, *more))
+    monkeypatch.setattr(train, "make_pools", lambda examples, order, *more: trained.append(order) or make_pools(examples, order, *more))
+    for order in ("file", "bm25"):
+        run = train.Run(train.Config(**{**own["config"], "order": order}))
+        next(run.pools(0))
+        (tmp_path / "result.json").write_text(json.dumps({**own, "config": {**own["config"], "order": order}}))
+        plot.weights_of(tmp_path, retriever=run.retriever)
+    assert drawn == trained and drawn[0] == drawn[1][::-1]
 
 
 def test_bars_are_the_metrics(runs):

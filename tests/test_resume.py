@@ -239,3 +239,36 @@ def test_two_processes_resume_too(flags, tmp_path):
         if how == "stop":
             assert checkpoints.numbers(tmp_path / "broken") == [3, 2]
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+
+
+def test_a_run_that_ends_after_its_result_and_before_its_last_line_is_finished(flags, tmp_path, monkeypatch, capsys):
+    flags = [*flags, "--steps", "2", "--out", str(tmp_path / "run")]
+
+    def stopped(rows):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("report.table", stopped)
+        train.main(flags)
+    assert checkpoints.numbers(tmp_path / "run") == [2]
+    train.main([*flags, "--resume"])
+    assert "finished, there is nothing to resume" in capsys.readouterr().out and not checkpoints.numbers(tmp_path / "run")
+    train.main(flags)  # and may be done anew
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"metrics": {}}', '{"config": 1}'])
+def test_a_result_of_another_kind_is_refused(flags, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(content)
+    with pytest.raises(BadInput, match="result.json is not what train.py writes"):
+        train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run"), "--resume"])
+
+
+def test_what_calls_a_folder_whole_goes_first_when_a_run_begins_anew(flags, tmp_path, monkeypatch):
+    flags = [*flags, "--steps", "1", "--out", str(tmp_path / "run")]
+    train.main(flags)
+    gone, unlink = [], type(tmp_path).unlink
+    monkeypatch.setattr(type(tmp_path), "unlink", lambda path, **more: gone.append(path.name) or unlink(path, **more))
+    train.main(flags)
+    files = [name for name in gone if name in ("result.json", "adapter_model.safetensors", "retriever.json")]
+    assert files[0] == "result.json" and len(files) == 3

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import saturation
+from files import BadInput
 from inject import score_heads, target_nll
 from objectives import OBJECTIVES, document_likelihoods
 from train import Run, parse
@@ -72,3 +73,9 @@ def test_the_table_is_printed_and_written(tiny_folder, collection_folder, tmp_pa
     assert written["command"].startswith("python saturation.py --backbone") and written["attention"].keys() == {"source", "others", "outside"}
     with pytest.raises(SystemExit):
         saturation.main([*flags, "--pols", "1"])
+
+
+def test_bad_input_is_told_before_anything_is_loaded(tmp_path):
+    for flags, says in ((["--pools", "0"], "--pools must be at least 1"), (["--out", str(tmp_path)], "cannot be written")):
+        with pytest.raises(BadInput, match=says):
+            saturation.main([*flags, "--backbone", "nowhere"])

@@ -3,6 +3,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -207,6 +210,25 @@ def test_an_encoder_can_be_trained_if_another_model_judges(tiny_folder, collecti
     run.retriever.save(tmp_path / "saved")
     again = Retriever.load(tmp_path / "saved", device="cpu")
     torch.testing.assert_close(run.retriever.encode(["a text"], "query"), again.encode(["a text"], "query"), atol=1e-5, rtol=0)
+
+
+def test_the_last_line_is_a_command_that_works(tiny_folder, collection_folder, tmp_path, capsys):
+    """Also where training and measuring have folders of their own."""
+    data = shutil.copytree(collection_folder, tmp_path / "rows")
+    shutil.rmtree(data / "qrels")
+    train.main(["--backbone", tiny_folder, "--data", str(data), "--eval", str(collection_folder), "--pool", "4", "--heads", "3", "--steps", "1",
+                "--device", "cpu", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out.strip().split("\n")[-1]
+    evaluate.main([*said.partition("evaluate.py ")[2].split(), "--device", "cpu"])
+    assert "nDCG@10" in capsys.readouterr().out
+
+
+def test_an_interrupted_loop_says_to_go_on_only_where_something_was_kept(tiny_folder, collection_folder, capsys):
+    for save, said in ((None, "stopped after step 2\n"), (lambda training: None, "stopped after step 2; --resume goes on\n")):
+        run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run, lambda record: os.kill(os.getpid(), signal.SIGINT), save)
+        assert said in capsys.readouterr().err.replace("\r", "\n")
 
 
 def test_the_prompt_of_a_run_stands_around_every_text(tiny_folder, collection_folder, tmp_path):
