@@ -22,9 +22,9 @@ from transformers import AttentionInterface
 
 from attention import READY
 from cost import SHAPES, Batch, Shape, count_flops
-from files import BadInput, command, write_json
+from files import BadInput, check_file, command, write_json
 from inject import target_nll
-from measure import (SETTING, alone, forget, in_turns, medians, part_by_part, peak, prepare, product_rate, save_random, seconds,
+from measure import (SETTING, alone, configuration, forget, in_turns, medians, part_by_part, peak, prepare, product_rate, save_random, seconds,
                      share_outside_products, timed)
 from model import Retriever
 from record import about_run
@@ -269,13 +269,16 @@ def main(argv=None):
     if args.repeats < 1:
         raise BadInput(f"--repeats must be at least 1, not {args.repeats}")
     SETTING.update({name: getattr(args, name) for name in SETTING})
+    configuration(args.backbone, args.data)  # or BadInput, here and not in a child
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        check_file(args.out)
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
             save_random(folder, args.backbone, args.random)
             args.backbone = folder
         figures = args.mode(args)
     if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, {**about_run("bench.py", argv), "setting": SETTING, "seed": 0, "threads": torch.get_num_threads(), **figures})
 
 

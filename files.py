@@ -16,7 +16,7 @@ class BadInput(ValueError):
 
 def brief(error, length=None):
     """An error's text in one line, of `length` characters at most, without the name and password that a URL may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:length]
+    return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))[:length]
 
 
 def command(main):
@@ -53,23 +53,24 @@ def check_file(path):
 def replacing(path, mode="w"):
     """A file to write beside `path` and rename at the end: a reader never meets half of it. Raises BadInput.
 
-    Links and devices, such as /dev/stdout, stay what they are and are written in place."""
+    A link stays one: the file that it leads to is replaced. A device or a pipe is written to."""
     path = Path(path)
-    direct = path.is_symlink() or path.exists() and not path.is_file()
-    part = path if direct else path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    device = path.exists() and not path.is_file()
+    real = Path(os.path.realpath(path)) if path.is_symlink() and not device else path
+    part = path if device else real.with_name(f"{real.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-            if not direct:
+            if not device:
                 file.flush()
                 os.fsync(file.fileno())  # before the name: after a power cut there is the old file or the new one
-        if not direct:
-            os.replace(part, path)
+        if not device:
+            os.replace(part, real)
     except OSError as error:
         raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         with contextlib.suppress(OSError):
-            direct or part.unlink(missing_ok=True)
+            device or part.unlink(missing_ok=True)
 
 
 def write_json(path, data):

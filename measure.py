@@ -21,12 +21,17 @@ from train import Run, parse
 SETTING = {"pool": 16, "questions": 16, "document_tokens": 64}
 
 
-def prepare(backbone, data, **setting):
-    """A Run of SETTING, changed by `setting`."""
+def configuration(backbone, data, **setting):
+    """train.py's of SETTING, changed by `setting`. Raises BadInput."""
     flags = ["--backbone", backbone, "--data", data]
     for name, value in {**SETTING, **setting}.items():
         flags += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-    run = Run(parse(flags))
+    return parse(flags)
+
+
+def prepare(backbone, data, **setting):
+    """A Run of that configuration."""
+    run = Run(configuration(backbone, data, **setting))
     for parameter in run.retriever.llm.parameters():
         parameter.sum()  # what is only mapped so far is in memory from now on
     return run

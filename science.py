@@ -1,5 +1,7 @@
-"""Training runs and evaluations behind the README's tables, by name: what is missing in results/ is run, what is there is
-kept, unless a model has to be trained again to be evaluated. (Costs: bench.py and its kin; other measurements: results/README.md.)
+"""Training runs and evaluations behind the README's tables, by name.
+
+What is missing in results/ is run, what is there is kept, unless a model has to be trained again to be evaluated. Costs are
+measured by bench.py and its kin; for what else there is, results/README.md names the command.
 
     python science.py                       # what there is, and what is missing
     python science.py dream infonce-1       # one group, or one run, and where else they are measured

@@ -19,9 +19,10 @@ from train import train
 
 def run_variant(kind, script, flags, argv=None):
     """Carry out a Run of another `kind`. flags: what stands before the command line's own, which win. Raises BadInput."""
-    config = parse([*flags, *(sys.argv[1:] if argv is None else argv)])
-    if without := [name for name in ("resume", "gather", "plot") if getattr(config, name)]:
-        raise BadInput(f"{script} has no --{without[0]}")
+    words = [*flags, *(sys.argv[1:] if argv is None else argv)]
+    if without := [flag for flag in ("--resume", "--gather", "--plot") if flag in words]:
+        raise BadInput(f"{script} has no {without[0]}")
+    config = parse(words)
     check_folder(config)
     clock, run = Clock(), kind(config)
     clock.lap("load")

@@ -92,9 +92,11 @@ def test_growth_and_plan_write_their_tables(setting, monkeypatch, capsys):
     assert "examples/h" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong, says", [(["--data", "nowhere"], "nowhere"), (["--repeats", "0"], "--repeats must be at least 1")])
+@pytest.mark.parametrize("wrong, says", [(["--data", "nowhere"], "nowhere"), (["--repeats", "0"], "--repeats must be at least 1"),
+                                         (["--growth", "--questions", "0"], "--questions must be"), (["--out", "."], "cannot be written")])
 def test_bad_input_is_told_before_anything_is_measured(setting, monkeypatch, wrong, says):
-    monkeypatch.setattr(bench, "alone", lambda *_: pytest.fail("a child was asked"))
+    for module in (bench, scale):
+        monkeypatch.setattr(module, "alone", lambda *_: pytest.fail("a child was asked"))
     with pytest.raises(BadInput, match=says):
         bench.main([*setting, *wrong])
 

@@ -144,13 +144,19 @@ def test_columns_are_counted(collection_folder, text, line):
 
 
 def test_a_link_to_a_file_stays_a_link(tmp_path):
-    """As /dev/stdout is one, where the output goes to a file."""
     link, there = tmp_path / "link", tmp_path / "there"
     there.write_text("old and longer")
     link.symlink_to(there)
     with replacing(link) as file:
         file.write("new")
+    with pytest.raises(KeyboardInterrupt), replacing(link) as file:
+        file.write("half of the ne")
+        raise KeyboardInterrupt
     assert link.is_symlink() and there.read_text() == "new" and len(list(tmp_path.iterdir())) == 2
+    there.unlink()
+    with replacing(link) as file:  # which leads nowhere yet
+        file.write("newer")
+    assert link.is_symlink() and there.read_text() == "newer"
 
 
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
@@ -201,7 +207,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("error, code, line", [(BadInput("f.jsonl:3: wrong"), 2, "tool.py: f.jsonl:3: wrong\n"),
-                                               (OSError("404 for url:\n http://me:word@host/x"), 2, "tool.py: 404 for url: http://host/x\n"),
+                                               (OSError("404 for url:\n http://me:w@rd@host/x"), 2, "tool.py: 404 for url: http://host/x\n"),
                                                (KeyboardInterrupt(), 130, "")])
 def test_a_command_ends_with_a_code_and_at_most_one_line(error, code, line, monkeypatch, capsys):
     def fails():

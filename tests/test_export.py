@@ -315,7 +315,7 @@ for limit in map(int, sys.argv[3:]):
 
 
 def test_a_disk_that_is_full_at_any_file_is_one_line_and_leaves_nothing(run, out, tmp_path):
-    """The sizes lie between those of the files, so that each of them is the first that finds no room."""
+    """Just below each file's size: the tokenizer and the weights, which other libraries write, are among the first without room."""
     limits = sorted({p.stat().st_size - 1 for p in out.rglob("*") if p.is_file()})
     script = tmp_path / "script.py"
     script.write_text(FULL.format(root=str(ROOT)))
