@@ -45,14 +45,18 @@ def step_memory(backbone, data, objective, setting=()):
     return peak(steps)
 
 
+def token_rows(run, pool):
+    """What the retriever reads in a step: the token ids of a pool's questions, and of its documents."""
+    return run.tokenize([e.query for e in pool.examples], "query"), run.tokenize([run.corpus[d] for d in pool.documents], "document")
+
+
 def sizes(run, pool):
     """A pool's mean sizes in tokens, as a Batch."""
     with run.judge() as llm:
         prefix, suffixes, target_mask = run.read(llm, pool.documents, pool.examples)
     B, K = len(pool.examples), len(pool.documents)
     read = target_mask.long().flip(1).argmax(1)  # (B,): what is padding behind the last target
-    tokens = [sum(map(len, run.tokenize(texts, kind))) for texts, kind in (
-        ([e.query for e in pool.examples], "query"), ([run.corpus[d] for d in pool.documents], "document"))]
+    tokens = [sum(map(len, rows)) for rows in token_rows(run, pool)]
     inside = int((prefix.document_of >= 0).sum())
     return Batch(B, K, round(tokens[1] / K), round(tokens[0] / B), round((suffixes.shape[1] - 1 - read.float()).mean().item()),
                  round(target_mask.sum().item() / B), round((inside - tokens[1]) / K), len(prefix) - inside)
@@ -182,7 +186,7 @@ def bench_naive(args):
     ours, naive = judged(run, pool, "ours"), judged(run, pool, "naive")
     differences = {"losses": (ours[0] - naive[0]).abs().max().item(),
                    "gradients, relative": ((ours[1] - naive[1]).abs().max() / naive[1].abs().max()).item()}
-    rows = run.tokenize([e.query for e in pool.examples], "query") + run.tokenize([run.corpus[d] for d in pool.documents], "document")
+    rows = sum(token_rows(run, pool), [])
     times = in_turns({"encoder": lambda: run.retriever.embed(rows).sum().backward(), "ours": lambda: judged(run, pool, "ours"),
                       "naive": lambda: judged(run, pool, "naive")}, args.repeats, warm=True)  # by the comparison above
     median = medians(times)
@@ -202,7 +206,7 @@ def bench_peft(args):
 
     run = prepare(args.backbone, args.data)
     pool, config, ours = next(run.pools(0)), run.config, run.retriever
-    rows = run.tokenize([e.query for e in pool.examples], "query") + run.tokenize([run.corpus[d] for d in pool.documents], "document")
+    rows = sum(token_rows(run, pool), [])
     fresh = Retriever.load(args.backbone, config.device, config.dtype)
     targets = sorted({name.rpartition(".")[2] for name in ours.adapters()})
     wrapped = get_peft_model(fresh.llm, LoraConfig(r=config.lora_rank, lora_alpha=next(iter(ours.adapters().values())).alpha, lora_dropout=0.0, target_modules=targets))
@@ -233,9 +237,10 @@ OPTIONS = {"plain": {}, "--compile": {"compile": True}, "--checkpoint": {"checkp
 
 def bench_options(args):
     """What each option does to a step's time and loss: 4 layers, 8 questions x 8 documents, small enough for bfloat16 on any CPU."""
+    small = {"pool": 8, "questions": 8, "heads": 4}
     with tempfile.TemporaryDirectory() as folder:
         save_random(folder, args.backbone, layers=4)
-        runs = {name: prepare(folder, args.data, **{"pool": 8, "questions": 8, "heads": 4, **setting}) for name, setting in OPTIONS.items()}
+        runs = {name: prepare(folder, args.data, **small, **setting) for name, setting in OPTIONS.items()}
         runs["plain"].choose_heads()
         pool = next(runs["plain"].pools(0))
         for run in runs.values():
@@ -246,8 +251,7 @@ def bench_options(args):
     ratios = {name: statistics.median(t / p for t, p in zip(values, times["plain"])) for name, values in times.items()}
     for name in OPTIONS:
         print(f"{name:18s}{ratios[name]:8.2f} of the plain step's time, first step {first[name]:6.1f} s, loss {losses[name]:.4f}")
-    return {"setting": {**SETTING, "pool": 8, "questions": 8, "heads": 4}, "seconds": times, "median": medians(times), "first_seconds": first,
-            "losses": losses, "ratios": ratios}
+    return {"setting": {**SETTING, **small}, "seconds": times, "median": medians(times), "first_seconds": first, "losses": losses, "ratios": ratios}
 
 
 MODES = {"--naive": bench_naive, "--peft": bench_peft, "--options": bench_options, "--growth": bench_growth, "--plan": bench_plan}

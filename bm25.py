@@ -101,6 +101,11 @@ class BM25:
         return torch.from_numpy(scores), torch.from_numpy(indices)
 
 
+def ordered(corpus, order):
+    """{id: text} -> its ids as train.py's --order has them: "file", or "bm25", a chain()."""
+    return chain(corpus) if order == "bm25" else list(corpus)
+
+
 def chain(corpus, depth=32):
     """{id: text} -> its ids in an order in which similar texts follow each other: each one's best BM25 neighbour that is left.
 

@@ -44,8 +44,9 @@ def identity(retriever, kind):
     else:
         reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
-    settings = {"kind": kind, "truncation_side": tokenizer.truncation_side, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
-                "normalize": retriever.normalize, "config": config, "tokenizer": reads, "eos": tokenizer.eos_token_id,
+    settings = {"kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
+                "pooling": retriever.pooling, "normalize": retriever.normalize, "config": config, "tokenizer": reads,
+                "eos": tokenizer.eos_token_id, "truncation_side": tokenizer.truncation_side,
                 "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
     return digest(json.dumps(settings, sort_keys=True, default=str), *weights)
 

@@ -53,8 +53,8 @@ def write_checkpoint(folder, step, tensors, about):
     write_bytes(place.with_suffix(".safetensors"), content)
     text = json.dumps({"step": step, **about, "sha256": digest(content)})
     write_bytes(place.with_suffix(".json"), json.dumps({"sha256": digest(text), "content": text}).encode())
-    good = [number for number in numbers(folder) if number <= step][:KEPT]
-    for other in set(numbers(folder)) - set(good):
+    there = numbers(folder)
+    for other in set(there) - set([number for number in there if number <= step][:KEPT]):
         clear(folder, f"checkpoint-{other}.*")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bm25 import chain
+from bm25 import ordered
 from data import Example, find_file, find_qrels, load_collection, load_corpus, load_examples, make_pools, read_jsonl
 from checkpoints import NO_MATTER
 from files import BadInput, command
@@ -105,8 +105,7 @@ def weights_of(run, data="", question="0", retriever=None, device="auto"):
     data = data or config["data"]
     example, examples = find_question(data, question)
     corpus = load_corpus(data)
-    order = chain(corpus) if config.get("order") == "bm25" else list(corpus)
-    pools = make_pools(examples, order, config["pool"], 1, config["neighbours"], config["seed"])
+    pools = make_pools(examples, ordered(corpus, config.get("order")), config["pool"], 1, config["neighbours"], config["seed"])
     documents = next(pool.documents for pool in pools if example.document in pool.documents)
     titles = {row["_id"]: row.get("title") or row["text"] for _, row in read_jsonl(find_file(data, "corpus.jsonl"), "_id", "text")}
     temperature = config.get("final_temperature") or config["temperature"]

@@ -20,8 +20,7 @@ def processor():
         lines = CPUINFO.read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else f"{platform.machine()} CPU"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), f"{platform.machine()} CPU")
 
 
 def about_run(script, argv):

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from adapters import check_lora
-from bm25 import chain
+from bm25 import ordered
 from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, changes, learning_rate, parse, temperature
 from cut import readable
@@ -74,7 +74,7 @@ class Run:
             if config.compile:
                 compile_layers(llm)
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
-        self.order = list(self.corpus) if config.order == "file" else chain(self.corpus)  # of documents, for make_pools
+        self.order = ordered(self.corpus, config.order)  # of documents, for make_pools
         self.heads, self.rows, self.temperature, self.embeddings = None, {}, config.temperature, set()
         self.check()
 

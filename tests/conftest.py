@@ -1,5 +1,8 @@
 """Tiny random models and a byte tokenizer, built here: no network, most tests take less than a second."""
 import json
+import os
+import re
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -87,6 +90,39 @@ def serving(handler):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+FULL = """
+import importlib, os, resource, sys
+sys.path.insert(0, {root!r})
+import torch
+from files import command
+main = importlib.import_module(sys.argv[1]).main
+torch.set_num_threads(1)
+for limit in map(int, sys.argv[2].split(",")):
+    print("limit", limit, file=sys.stderr, flush=True)
+    if os.fork() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file grows beyond: "File too large", as on a full disk
+        try:
+            command(lambda: main([argument.replace("LIMIT", str(limit)) for argument in sys.argv[3:]]))
+        except SystemExit as stop:
+            os._exit(stop.code or 0)
+        except BaseException:
+            os._exit(99)
+        os._exit(0)
+    print(limit, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+def on_full_disks(module, limits, *arguments):
+    """A module's main in a child for each limit, in which no file grows beyond so many bytes -> {limit: exit code}, {limit: stderr}.
+
+    LIMIT in an argument is the child's own."""
+    done = subprocess.run([sys.executable, "-c", FULL.format(root=str(ROOT)), module, ",".join(map(str, limits)), *arguments],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    codes = dict(map(int, line.split()) for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \d+", line))
+    parts = re.split(r"^limit (\d+)\n", done.stderr, flags=re.M)[1:]
+    return codes, {int(limit): said for limit, said in zip(parts[::2], parts[1::2])}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT, save_tiny, tiny_llm, tiny_tokenizer
+from conftest import ROOT, on_full_disks, save_tiny, tiny_llm, tiny_tokenizer
 from safetensors.torch import load_file
 from tokenizers.processors import ByteLevel, RobertaProcessing, Sequence, TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer
@@ -293,36 +293,14 @@ def test_an_export_that_would_embed_otherwise_is_never_left_behind(run, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-FULL = """
-import os, resource, sys
-sys.path.insert(0, {root!r})
-import torch, export
-from files import command
-torch.set_num_threads(1)
-for limit in map(int, sys.argv[3:]):
-    if os.fork() == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file grows beyond, as on a full disk
-        sys.argv[1:] = [sys.argv[1], sys.argv[2] + str(limit)]
-        try:
-            command(export.main)
-        except SystemExit as stop:
-            os._exit(stop.code or 0)
-        except BaseException:
-            os._exit(99)
-        os._exit(0)
-    print(limit, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-"""
-
-
 def test_a_disk_that_is_full_at_any_file_is_one_line_and_leaves_nothing(run, out, tmp_path):
     """The tokenizer, or the weights, which other libraries write, find no room, or already the first file of all."""
     limits = [100, *((out / name).stat().st_size - 1 for name in ("tokenizer.json", "model.safetensors"))]
-    script = tmp_path / "script.py"
-    script.write_text(FULL.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, script, run, tmp_path / "out-", *map(str, limits)], capture_output=True, text=True)
-    assert [line for line in done.stdout.splitlines() if line[0].isdigit()] == [f"{limit} 2" for limit in limits], done.stderr
-    told = [line for line in done.stderr.replace("\r", "\n").split("\n") if "cannot be written" in line]
-    assert len(told) == len(limits) and "Traceback" not in done.stderr and [p.name for p in tmp_path.iterdir()] == ["script.py"]
+    codes, told = on_full_disks("export", limits, str(run), str(tmp_path / "out-LIMIT"))
+    assert codes == dict.fromkeys(limits, 2), told
+    for said in told.values():
+        assert said.count("cannot be written") == 1 and "Traceback" not in said
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------- others' evaluation

@@ -1,7 +1,6 @@
 """Faults injected on purpose, the rows of RELIABILITY.md that no other file has: what was written stays whole, what goes on is the same."""
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import torch
 import checkpoints
 import evaluate
 import train
-from conftest import ROOT
+from conftest import ROOT, on_full_disks
 from test_cache import SCRIPT, collection, retriever
 from test_processes import TORCHRUN
 from test_resume import flags, outcome  # noqa: F401 (a fixture)
@@ -145,41 +144,16 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_rest_goes_on_from_its_checkp
 # --------------------------------------------------------------------------------------------------------- full disk
 
 
-FULL = """
-import os, resource, sys
-sys.path.insert(0, {root!r})
-import torch, train
-from files import command
-torch.set_num_threads(1)
-for limit in map(int, sys.argv[2].split(",")):
-    if os.fork() == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file grows beyond: "File too large", as on a full disk
-        sys.stderr = open(os.path.join(sys.argv[1], str(limit)), "a")
-        out = os.path.join(sys.argv[1], "run-" + str(limit))
-        try:
-            command(lambda: train.main([*sys.argv[3:], "--out", out]))
-        except SystemExit as stop:
-            os._exit(stop.code or 0)
-        except BaseException:
-            os._exit(99)
-        os._exit(0)
-    print(limit, os.waitstatus_to_exitcode(os.wait()[1]))
-"""
-
-
 def test_a_disk_that_is_full_at_any_file_is_one_line_and_the_run_goes_on_when_there_is_room(flags, tmp_path):  # noqa: F811
     """The sizes lie between those of the files that a run writes, so that each of them is the first that finds no room."""
     flags = [*flags, "--steps", "2", "--eval", ""]
     train.main([*flags, "--out", str(tmp_path / "whole")])
     limits = sorted({p.stat().st_size - 1 for p in (tmp_path / "whole").rglob("*") if p.is_file()} | {3000})  # that of a checkpoint's JSON
-    script = tmp_path / "script.py"
-    script.write_text(FULL.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, script, tmp_path, ",".join(map(str, limits)), *flags], capture_output=True, text=True, env=ENVIRONMENT)
-    codes = dict(map(int, line.split()) for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \d+", line))
-    assert sorted(codes) == limits and set(codes.values()) <= {0, 2} and codes[limits[0]] == 2, (codes, done.stderr[-2000:])
+    codes, told = on_full_disks("train", limits, *flags, "--out", str(tmp_path / "run-LIMIT"))
+    assert sorted(codes) == limits and set(codes.values()) <= {0, 2} and codes[limits[0]] == 2, (codes, told)
     for limit in limits:
-        told, out = (tmp_path / str(limit)).read_bytes(), tmp_path / f"run-{limit}"
-        assert codes[limit] == 0 or b"Traceback" not in told and not list(out.glob("*.part")), limit
+        out = tmp_path / f"run-{limit}"
+        assert codes[limit] == 0 or "Traceback" not in told[limit] and not list(out.glob("*.part")), limit
         if codes[limit] == 2:
             train.main([*flags, "--out", str(out), "--resume"])
         assert outcome(out) == outcome(tmp_path / "whole"), limit
