@@ -10,7 +10,7 @@ train: .venv/ready
 	$(BIN)/python train.py
 
 test: .venv/ready-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 table: .venv/ready
 	$(BIN)/python tables.py

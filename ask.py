@@ -8,6 +8,7 @@ import torch
 from bm25 import BM25
 from cache import Cache
 from evaluate import encode_chunks
+from files import BadInput
 from search import search
 
 
@@ -16,7 +17,10 @@ def typed():
     while True:
         if sys.stdin.isatty():
             print("question: ", end="", flush=True)
-        line = sys.stdin.readline().strip()
+        try:
+            line = sys.stdin.readline().strip()
+        except UnicodeDecodeError:
+            raise BadInput("a question is not UTF-8 text") from None
         if not line:
             return
         yield line

@@ -61,6 +61,8 @@ def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
             raise BadInput(f"{type(module).__name__} {what}: eq (3) does not hold there; use Qwen2, Qwen3 or Llama")
     if attention_mask is not READY:
         raise BadInput(f"{type(module).__name__} masks its attention its own way; use Qwen2, Qwen3 or Llama")
+    if value.shape[-1] != key.shape[-1]:
+        raise BadInput(f"{type(module).__name__} has values of another width than its keys; use Qwen2, Qwen3 or Llama")
     reading.layers_seen.append(module.layer_idx)
     return reading(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
 
@@ -158,9 +160,14 @@ def chunks(query, key):
     return [slice(start, start + rows) for start in range(0, query.shape[1], rows)]
 
 
+def takes_half(x):
+    """Whether a GPU's own kernels read these keys in half precision: NVIDIA's since Ampere, heads of a multiple of 8 up to 256."""
+    return x.is_cuda and x.dtype.itemsize == 2 and torch.cuda.get_device_capability(x.device) >= (8, 0) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+
+
 def factors(*tensors):
-    """Keys and values as products take them: in half precision on a GPU, whose matrix units sum in float32; else at least float32."""
-    return [x if x.is_cuda else wide(x) for x in tensors]
+    """Keys and values as products take them: in half precision where a GPU's matrix units sum it in float32; else at least float32."""
+    return [x if takes_half(x) else wide(x) for x in tensors]
 
 
 def product(a, b, less=0):
@@ -200,8 +207,8 @@ class SharedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value):
-        read = read_chunked if key.is_cuda and key.dtype == query.dtype else read_fused
-        output, lse = read(query, *factors(key, value))
+        keys, values = factors(key, value)
+        output, lse = (read_chunked if keys.is_cuda and keys.dtype == query.dtype else read_fused)(query, keys, values)
         ctx.save_for_backward(query, key, value, output, lse)
         return output, lse
 

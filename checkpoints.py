@@ -106,7 +106,7 @@ def finished(folder, config):
     if not path.is_file():
         return False
     try:
-        there = dict(json.loads(path.read_text())["config"])
+        there = dict(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"--resume: {path} is not what train.py writes; remove it") from None
     for name, value in vars(config).items():
@@ -122,6 +122,8 @@ def check_folder(config):
     there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise BadInput(f"--out {config.out}: {there} is not a folder that can be written to")
+    if model := next((name for name in ("config.json", "modules.json", "tokenizer_config.json") if (path / name).exists()), None):
+        raise BadInput(f"--out {config.out}: a model is there ({model}), which a run's files would change; name another folder")
     if numbers(path) and not config.resume:
         raise BadInput(f"--out {config.out}: a run was interrupted there after step {numbers(path)[0]}; go on with --resume, "
                        "choose another --out, or remove its checkpoint files")
@@ -154,7 +156,8 @@ def claim(folder):
 def clear(folder, *patterns):
     for pattern in patterns:
         for path in sorted(Path(folder).glob(pattern)):  # checkpoint-n.json, which calls its tensors whole, goes before them
-            path.unlink()
+            if not path.is_dir():  # such as checkpoint-500/ of another tool
+                path.unlink()
 
 
 class Stop:

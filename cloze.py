@@ -116,7 +116,8 @@ class Words:
             words = tuple(lower_words(f"{title} {text}"))
             for i in range(len(words) - 2):
                 for n in lengths.get(words[i : i + 3], ()):
-                    counts[hash(words[i : i + n])] += i + n <= len(words)
+                    if i + n <= len(words) and (found := hash(words[i : i + n])) in sentences:
+                        counts[found] += 1
         return {h for h in sentences if counts[h] > 1}
 
     def is_stop(self, word):

@@ -207,7 +207,7 @@ def qrels(folder, answers, out, split="train"):
             raise BadInput(f"{answers}:{number}: the id {row['_id']!r} stands twice")
         if not {"answer", "target"} & set(row):
             raise BadInput(f"{answers}:{number}: the field 'answer' is missing")
-        targets[row["_id"]] = first_text(row.get("answer", row.get("target")), f"{answers}:{number}: the answer")
+        targets[row["_id"]] = first_text(next((x for x in (row.get("answer"), row.get("target")) if x is not None), None), f"{answers}:{number}: the answer")
     with training(out, path) as made:
         for _, row in read_texts(find_file(folder, "corpus.jsonl"), made.documents):
             made.document(row)
@@ -242,6 +242,7 @@ def jsonl(rows, corpus, out, query_field="query", target_field="target", documen
     """
     rows, path, found = local(rows), find_file(corpus, "corpus.jsonl") if Path(corpus).is_dir() else local(corpus), 0
     texts = ids = index = None  # only if a row names no document
+    named = document_field == "document"  # rows may lack it; another name was asked for
     with training(out, rows) as made:
         for _, row in read_texts(path, made.documents):
             made.document(row)
@@ -250,6 +251,7 @@ def jsonl(rows, corpus, out, query_field="query", target_field="target", documen
                 if name not in row:
                     raise BadInput(f"{rows}:{number}: the field {name!r} is missing; there: {', '.join(map(repr, row))}; "
                                    f"name another with --{flag}-field")
+            named |= document_field in row
             query, target, document = (first_text(row.get(name), f"{rows}:{number}: the field {name!r}")
                                        for name in (query_field, target_field, document_field))
             if searched := bool(query and target and not document):
@@ -262,6 +264,8 @@ def jsonl(rows, corpus, out, query_field="query", target_field="target", documen
                     made.dropped[f"answer in none of BM25's {DEPTH} best documents"] += 1
                     continue
             found += made.row(query, target, document) and searched
+        if not named:
+            raise BadInput(f"{rows}: no row has the field {document_field!r} that --document-field names")
         made.note = f", {found:,} rows placed by BM25"
 
 

@@ -9,7 +9,7 @@ LLM judges each row once, and keeps it if the document decides the target:
     gain = mean log p(target | source document, query) - mean log p(target | query) >= MIN_GAIN
 
 Writes corpus.jsonl, each document once, without the sentences that became queries, and train.jsonl, whose rows also
-have `kind` and `gain`. The same file, LLM and seed make the same rows.
+have `kind` and `gain`. The same file, LLM, options and precision make the same rows.
 """
 import math
 import random
@@ -108,6 +108,7 @@ def visit(documents, judge, limit, per_document, seed, document_tokens):
         batch = []
         if judge:
             judge.prompts.ids.clear()  # no document comes twice
+            judge.prompts.truncated.clear()
         for id in order[start : start + BATCH]:
             document = Document(id, *documents[id], words)
             if rows := make_rows(document, per_document, visible, random.Random(f"{seed}/{id}")):

@@ -1,11 +1,11 @@
-"""How good is a retriever: exact search and the metrics of trec_eval, in torch.
+"""How good is a retriever: exact search and the metrics of trec_eval.
 
     python evaluate.py --model runs/dream --data classroom            # a folder that train.py wrote, any encoder, or bm25
     python evaluate.py --model SmolLM2-135M --data DIR,DIR --out result.json --run run.txt
     python evaluate.py --model runs/dream --data classroom --ask "Which river is the longest?"
     torchrun --nproc-per-node 4 evaluate.py --model runs/dream --data DIR --cache embeddings
 
-Metrics are means over the judged queries, as trec_eval defines them: a query that the run misses counts 0, a document
+Metrics are means over the judged queries, as `trec_eval -c` has them: a query that the run misses counts 0, a document
 without judgment is not relevant, gains are linear, equal scores (compared as float32) are ordered by document id,
 descending. A corpus is encoded and searched a chunk at a time; neither all scores nor all embeddings are ever held.
 """

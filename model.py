@@ -172,8 +172,9 @@ class Retriever:
         assert not isinstance(texts, str), "texts is a list of texts"
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         room = limit - len(self.suffix_ids)
-        if room <= (added := self.tokenizer.num_special_tokens_to_add()):  # then the tokenizer would not cut at all
-            raise BadInput(f"{limit} tokens leave no room for a text beside the suffix {self.suffix!r} "
+        added = self.tokenizer.num_special_tokens_to_add()
+        if room <= added + len(self.tokenizer(self.prompts[kind], add_special_tokens=False).input_ids):  # all texts would be one
+            raise BadInput(f"{limit} tokens leave no room for a text beside the prompt {self.prompts[kind]!r}, the suffix {self.suffix!r} "
                            f"and {added} tokens that the tokenizer adds")
         rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True, max_length=room).input_ids
         return [(row + self.suffix_ids) or [self.tokenizer.eos_token_id] for row in rows]  # at least one token
@@ -273,6 +274,8 @@ class Retriever:
         except BadInput as error:
             raise BadInput(f"{name}: not a whole retriever folder ({str(error).removeprefix(f'{name}: ')})") from None
         adapter = read_adapter(name)
+        if about is None and adapter is not None:  # of a folder on the hub
+            about = read_json(name, "retriever.json")
         if about is None and adapter is None:
             tokenizer, llm, how = load_encoder(name, device, dtype)
             return cls(name, tokenizer, llm, **how)

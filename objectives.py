@@ -2,12 +2,12 @@
 
 Each takes the scores s_bk of eq (1), (B, K), and returns a loss. tau is the temperature.
 
-    dream      -log p(y | d_1..d_K, q; w)                  one reading of all documents, a few heads weighted by w = softmax(s / tau)
+    dream      -1/|y| log p(y | d_1..d_K, q; w)            one reading of all documents, a few heads weighted by w = softmax(s / tau)
     infonce    -log softmax_k(s / tau)[source]             the source document is the label, the pool's others are negatives
     replug     KL( softmax_k(s / tau) || softmax_k(log p(y | d_k, q) / BETA) )      each document read alone
     emdr       -log sum_k softmax_k(s / tau) p(y | d_k, q)                           each document read alone
 
-DREAM's judge reads K documents once; replug and emdr need the likelihood of every target after every single document, K
+|y| is the target's tokens; the others' p is of the whole target. DREAM's judge reads K documents once; replug and emdr need the likelihood of every target after every single document, K
 times the suffix rows, though no gradient goes through the LLM. Only infonce's loss is told which document is the source.
 """
 import torch

@@ -22,7 +22,7 @@ def table(rows, metrics=("ndcg@10", "recall@10", "mrr@10")):
 
 def check_ids(names):
     """Raise BadInput for an id that TREC's run format cannot hold."""
-    spaced = next((name for name in names if len(name.split()) != 1), None)
+    spaced = next((name for name in names if name.split() != [name]), None)
     if spaced is not None:
         raise BadInput(f"--run: the id {spaced!r} is empty or has a space in it, which TREC's run format cannot hold")
 

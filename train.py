@@ -105,7 +105,7 @@ class Run:
             return
         together = config.pool * (processes()[1] if config.gather else 1) if config.objective == "dream" else 1
         longest = self.prompts.context(documents[:together])[0].shape[1]
-        longest += self.prompts.suffixes(self.examples)[0].shape[1] - 1  # the last target is never an input
+        longest += max(self.prompts.suffixes([e])[0].shape[1] for e in self.examples) - 1  # the last target is never an input
         with self.judge() as llm:
             check_llm(llm, longest)
             shape = llm.config.get_text_config()

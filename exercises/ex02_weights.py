@@ -7,8 +7,8 @@ Question
 
 Why it matters
     The weights are all that the frozen LLM ever hears of the retriever. Because they sum to 1, a document can only gain what
-    others lose. Cosines lie between -1 and 1, and with tau = 1 the best of 16 documents would hardly get more weight than
-    the worst: a small tau makes differences of a few hundredths count.
+    others lose. Cosines of real texts differ by a few hundredths, and with tau = 1 the best of 16 documents would hardly
+    get more weight than the worst: a small tau makes such differences count.
 
 Hint
     torch has the whole formula as one function; say along which dimension. (B, K): b counts questions, k documents. Written

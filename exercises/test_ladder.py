@@ -13,6 +13,6 @@ def test_exercise(file, names, checker):
     try:
         checker(*(getattr(mine, name) for name in names))
     except (NotImplementedError, AssertionError) as error:
-        broken = str(error)
+        broken = str(error) or repr(error)
     if broken:
         pytest.fail(broken, pytrace=False)

@@ -99,30 +99,39 @@ import torch
 from files import command
 main = importlib.import_module(sys.argv[1]).main
 torch.set_num_threads(1)
-for limit in map(int, sys.argv[2].split(",")):
-    print("limit", limit, file=sys.stderr, flush=True)
+
+def full(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # no file grows beyond: "File too large", as on a full disk
+
+for place in sys.argv[2].split(","):
+    print("full:", place, file=sys.stderr, flush=True)
     if os.fork() == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file grows beyond: "File too large", as on a full disk
+        if place.isdigit():
+            full(int(place))
+        else:
+            sys.addaudithook(lambda event, args: event == "open" and os.path.basename(str(args[0])).startswith(place)
+                             and args[2] & os.O_ACCMODE and full(10))
         try:
-            command(lambda: main([argument.replace("LIMIT", str(limit)) for argument in sys.argv[3:]]))
+            command(lambda: main([argument.replace("PLACE", place) for argument in sys.argv[3:]]))
         except SystemExit as stop:
             os._exit(stop.code or 0)
         except BaseException:
             os._exit(99)
         os._exit(0)
-    print(limit, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    print("ended:", place, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 
-def on_full_disks(module, limits, *arguments):
-    """A module's main in a child for each limit, in which no file grows beyond so many bytes -> {limit: exit code}, {limit: stderr}.
+def on_full_disks(module, places, *arguments):
+    """A module's main in a child for each place where the disk is full -> {place: exit code}, {place: stderr}.
 
-    LIMIT in an argument is the child's own."""
-    done = subprocess.run([sys.executable, "-c", FULL.format(root=str(ROOT)), module, ",".join(map(str, limits)), *arguments],
+    A place is a file's name: there is no room from the moment in which Python opens it to write; or a number of bytes beyond
+    which no file grows. PLACE in an argument is the child's own."""
+    done = subprocess.run([sys.executable, "-c", FULL.format(root=str(ROOT)), module, ",".join(map(str, places)), *arguments],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    codes = dict(map(int, line.split()) for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \d+", line))
-    parts = re.split(r"^limit (\d+)\n", done.stderr, flags=re.M)[1:]
-    return codes, {int(limit): said for limit, said in zip(parts[::2], parts[1::2])}
+    codes = {place: int(code) for place, code in re.findall(r"^ended: (\S+) (-?\d+)$", done.stdout, flags=re.M)}
+    parts = re.split(r"^full: (\S+)\n", done.stderr, flags=re.M)[1:]
+    return codes, dict(zip(parts[::2], parts[1::2]))
 
 
 @pytest.fixture

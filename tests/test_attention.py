@@ -1,9 +1,12 @@
 """Attention read in two parts against one softmax over everything; gradients against finite differences."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import attention
 from attention import SharedAttention, read_both, read_chunked, read_fused, read_own, read_prefix
+from files import BadInput
 from inject import Prefix, pack
 
 
@@ -68,3 +71,19 @@ def test_documents_and_own_past_together_are_one_masked_softmax():
     weight = random(H, N, d, seed=5)
     ours, naive = (torch.autograd.grad((x * weight).sum(), inputs) for x in (output, expected))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(ours, naive))
+
+
+@pytest.mark.parametrize("capability, dtype, width, half", [
+    ((8, 0), torch.bfloat16, 64, True), ((9, 0), torch.float16, 256, True), ((7, 5), torch.bfloat16, 64, False),
+    ((9, 0), torch.bfloat16, 100, False), ((9, 0), torch.bfloat16, 264, False), ((9, 0), torch.float32, 64, False)])
+def test_only_what_a_gpu_s_kernels_take_is_read_in_half_precision(monkeypatch, capability, dtype, width, half):
+    """FlashAttention 2's conditions; whatever else is read in float32."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert attention.takes_half(SimpleNamespace(is_cuda=True, dtype=dtype, device="cuda:0", shape=(2, 5, width))) == half
+
+
+def test_values_of_another_width_than_the_keys_are_refused():
+    """As of multi-head latent attention."""
+    query, key, value = torch.ones(1, 4, 3, 8), torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 6)
+    with pytest.raises(BadInput, match="values of another width than its keys"):
+        attention.attend(torch.nn.Linear(1, 1), query, key, value, attention.READY, reading=attention.Reading(), scaling=1.0)

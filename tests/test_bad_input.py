@@ -95,7 +95,7 @@ def test_a_line_of_100_mb_is_refused_without_reading_it_all(flags, out, collecti
         data.main(["squad", str(next(collection_folder.glob("corpus.*"))), str(out)])
 
 
-@pytest.mark.parametrize("name", ["x y", "x\ty", "", "x\u2028y"])
+@pytest.mark.parametrize("name", ["x y", "x\ty", "", "x\u2028y", "x ", "x\n"])
 def test_ids_that_a_run_file_cannot_hold_are_refused_before_any_work(out, collection_folder, tmp_path, monkeypatch, name):
     """Everywhere else they are read as they are."""
     with open(collection_folder / "corpus.jsonl", "a") as file:
@@ -289,6 +289,15 @@ def test_a_model_that_predicts_no_next_token_cannot_judge(flags, out, tmp_path):
     assert "cannot load the backbone" in refused(train.main, out, *flags, "--llm", tmp_path / "bert")
 
 
+@pytest.mark.parametrize("name", ["config.json", "modules.json", "tokenizer_config.json"])
+def test_a_model_s_folder_is_no_place_for_a_run(flags, tmp_path, name):
+    """Its files would be read with the run's: an exported tokenizer, for one, appends the suffix once more."""
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(BadInput, match=f"a model is there \\({name}\\)"):
+        train.main([*flags, "--out", str(tmp_path)])
+    assert (tmp_path / name).read_text() == "{}" and not (tmp_path / "retriever.json").exists()
+
+
 @pytest.mark.parametrize("files", [{"retriever.json": "{}"}, {"retriever.json": "{", "adapter_config.json": "{}"}])
 def test_half_a_retriever(out, tmp_path, collection_folder, files):
     for name, text in files.items():
@@ -298,11 +307,11 @@ def test_half_a_retriever(out, tmp_path, collection_folder, files):
 
 
 POSITIVE = ["--heads", "--temperature", "--questions", "--neighbours", "--document-tokens",
-            "--steps", "--lr", "--lora-rank"]
+            "--steps", "--lr", "--lora-rank", "--accumulate"]
 
 
 @pytest.mark.parametrize("flag, value", [
-    *((flag, value) for flag in POSITIVE for value in ("0", "-1")), ("--heads", "13"), ("--pool", "1"),
+    *((flag, value) for flag in POSITIVE for value in ("0", "-1")), ("--heads", "13"), ("--pool", "1"), ("--embed-chunk", "-1"), ("--save-every", "-1"),
     *((flag, "9" * 20) for flag in ("--seed", "--lora-rank", "--document-tokens", "--embed-chunk", "--questions", "--steps", "--pool")), ("--lora-rank", "33"),
     ("--seed", "-99999999999"), ("--lr", "1e300"), ("--temperature", "1e300"), ("--lora-targets", "q_proj,k_prjo"), ("--backbone", ""), ("--data", " "), ("--prompt", "{text} {text}"),
     ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--lora-targets", "q_prjo"), ("--lr", "inf"), ("--temperature", "inf"),

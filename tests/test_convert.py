@@ -165,7 +165,7 @@ def beir(tmp_path):
     write(folder / "qrels" / "train.tsv",
           "query-id\tcorpus-id\tscore\nq1\tö1\t2\nq1\t2\t1\nq1\t3\t0\nq0\t3\t1\nq2\tgone\t1\nq3\t3\t1\nq0\tö1\t-1\n")
     write(tmp_path / "answers.jsonl", lines(
-        {"_id": "q0", "answer": "Florence"}, {"_id": "q1", "target": {"text": ["", "Italy"]}}, {"_id": "q2", "answer": "x"},
+        {"_id": "q0", "answer": "Florence"}, {"_id": "q1", "answer": None, "target": {"text": ["", "Italy"]}}, {"_id": "q2", "answer": "x"},
         {"_id": "q3", "answer": []}, {"_id": "q4", "answer": "x"}))
     return folder
 
@@ -245,6 +245,14 @@ def test_fields_of_other_names_and_nested_answers(tmp_path):
 def test_wrong_rows_are_refused(tmp_path, rows, says):
     corpus = write(tmp_path / "corpus.jsonl", lines(*CORPUS))
     assert says in refused(jsonl, write(tmp_path / "rows.jsonl", rows), corpus, tmp_path / "out")
+
+
+def test_a_field_of_documents_that_no_row_has_is_refused(tmp_path):
+    """The default's may be absent: BM25 finds the documents then. A misspelt name must not end like that."""
+    rows, corpus = write(tmp_path / "rows.jsonl", '{"query": "x", "target": "y", "context_id": "a"}'), write(tmp_path / "corpus.jsonl", lines(*CORPUS))
+    with pytest.raises(BadInput, match="no row has the field 'contxt_id'"):
+        jsonl(rows, corpus, tmp_path / "out", document_field="contxt_id")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_files_are_named(tmp_path, beir):

@@ -295,6 +295,12 @@ def test_ask_shows_the_best_passages(collection_folder, tiny_folder, capsys, mon
     assert scores[:5] == sorted(scores[:5], reverse=True) and max(scores) <= 1
 
 
+def test_a_question_that_is_no_utf_8_is_refused(collection_folder, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8"))
+    with pytest.raises(BadInput, match="a question is not UTF-8 text"):
+        evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--ask"])
+
+
 def test_ask_shows_a_trained_retriever_beside_its_untrained_self(collection_folder, tiny_folder, tmp_path, capsys):
     made = Retriever.load(tiny_folder, device="cpu")
     made.add_lora(4, 8)

@@ -452,9 +452,12 @@ def test_pytest_checks_the_student_s_own_file(tmp_path):
     assert code == 1 and "2 failed, 8 deselected" in output and "Traceback" not in output
     assert re.search(r"^exercise 1 is not written yet: exercises/ex01_pooling.py$", output, re.MULTILINE)
     (tmp_path / "exercises" / "ex03_reading.py").write_text(solved(3))
+    (tmp_path / "exercises" / "ex01_pooling.py").write_text(re.sub(r"raise NotImplementedError.*", "raise NotImplementedError",
+                                                                   (FOLDER / "ex01_pooling.py").read_text()))  # as a student may write it
     (tmp_path / "exercises" / "ex02_weights.py").write_text("def broken(:\n")  # concerns no other exercise
-    code, output = check("ex3")
-    assert code == 0 and "1 passed, 9 deselected" in output
+    code, output = check("ex1 or ex3")
+    assert code == 1 and "1 failed, 1 passed, 8 deselected" in output
+    assert re.search(r"^NotImplementedError\(\)$", output, re.MULTILINE)
 
 
 def test_the_page_for_students_lists_every_exercise():

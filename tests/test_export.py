@@ -295,9 +295,9 @@ def test_an_export_that_would_embed_otherwise_is_never_left_behind(run, tmp_path
 
 def test_a_disk_that_is_full_at_any_file_is_one_line_and_leaves_nothing(run, out, tmp_path):
     """The tokenizer, or the weights, which other libraries write, find no room, or already the first file of all."""
-    limits = [100, *((out / name).stat().st_size - 1 for name in ("tokenizer.json", "model.safetensors"))]
-    codes, told = on_full_disks("export", limits, str(run), str(tmp_path / "out-LIMIT"))
-    assert codes == dict.fromkeys(limits, 2), told
+    sizes = ["100", *(str((out / name).stat().st_size - 1) for name in ("tokenizer.json", "model.safetensors"))]
+    codes, told = on_full_disks("export", sizes, str(run), str(tmp_path / "out-PLACE"))
+    assert codes == dict.fromkeys(sizes, 2), told
     for said in told.values():
         assert said.count("cannot be written") == 1 and "Traceback" not in said
     assert not list(tmp_path.iterdir())

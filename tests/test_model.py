@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import adapters
+import peers
 from backbones import convert_gguf
 from conftest import ROOT, save_tiny, tiny_llm, tiny_tokenizer
 from data import BadInput
@@ -82,8 +84,11 @@ def test_the_suffix_is_never_cut():
                                         ("abcdefghijkl", None, "query", "q:abcde=?"), ("", 3, "document", "=?")):
         assert decode(made.tokenize([text], kind, max_tokens=limit)[0]) == expected
     for limit in (1, 2):
-        with pytest.raises(BadInput, match=rf"{limit} tokens leave no room for a text beside the suffix '=\?'"):
+        with pytest.raises(BadInput, match=rf"{limit} tokens leave no room for a text beside the prompt '', the suffix '=\?'"):
             made.tokenize(["abc"], "document", max_tokens=limit)
+    with pytest.raises(BadInput, match="4 tokens leave no room for a text beside the prompt 'q:'"):  # or all queries would be one
+        made.tokenize(["abc"], "query", max_tokens=4)
+    assert decode(made.tokenize(["abc"], "query", max_tokens=5)[0]) == "q:a=?"
 
 
 def test_the_suffix_is_tokens_of_its_own():
@@ -154,6 +159,18 @@ def test_a_saved_folder_encodes_bit_for_bit_the_same_in_a_fresh_process(tiny_fol
     subprocess.run([sys.executable, "-c", script, tmp_path / "saved", tmp_path / "vectors.pt", *TEXTS], cwd=ROOT, check=True)
     for kind, fresh in zip(("query", "document"), torch.load(tmp_path / "vectors.pt", weights_only=True)):
         assert torch.equal(made.encode(TEXTS, kind), fresh)
+
+
+def test_a_saved_folder_on_the_hub_is_read_as_the_local_one(tiny_folder, tmp_path, monkeypatch):
+    """With its prompts, suffix and length, not as an adapter that says nothing of them."""
+    made = Retriever.load(tiny_folder, device="cpu")
+    made.add_lora(rank=4, alpha=8)
+    Retriever(tiny_folder, made.tokenizer, made.llm, {"query": "find: ", "document": "text: "}, " in a word:", max_tokens=40).save(tmp_path / "saved")
+    real = peers.locate
+    for module in (adapters, peers):
+        monkeypatch.setattr(module, "locate", lambda source, name: real(str(tmp_path / "saved") if source == "owner/saved" else source, name))
+    local, hub = (Retriever.load(name, device="cpu") for name in (tmp_path / "saved", "owner/saved"))
+    assert (hub.prompts, hub.suffix, hub.max_tokens) == (local.prompts, " in a word:", 40) and torch.equal(hub.encode(TEXTS), local.encode(TEXTS))
 
 
 def test_a_saved_folder_is_what_peft_reads(kind, tmp_path):

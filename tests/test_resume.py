@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -17,14 +18,15 @@ from test_processes import TORCHRUN
 
 FLAGS = ["--pool", "4", "--questions", "4", "--heads", "3", "--device", "cpu", "--save-every", "2"]
 
-# Runs train.main in child processes, so that torch is imported once; kills them as asked; prints what each came to.
+# Runs train.main in child processes, so that torch is imported once: whole, and for each signal until it has met a living run so often
+# as asked; prints what each came to, and how many steps were done whenever it was met. A run that ends before is compared and begun anew.
 SERVER = """
-import json, os, random, signal, sys, time
+import json, os, random, shutil, signal, sys, time
 sys.path.insert(0, {root!r})
 import torch, train
 from data import command
 torch.set_num_threads(1)
-flags, kills, number = json.loads(sys.argv[1])
+flags, folder = json.loads(sys.argv[1])
 
 def child(*more):
     pid = os.fork()
@@ -37,24 +39,41 @@ def child(*more):
         os._exit(0)
     return pid
 
-random.seed(number)
-start = time.monotonic()
-codes = [os.waitstatus_to_exitcode(os.waitpid(child("--out", sys.argv[2]), 0)[1])]
-whole = time.monotonic() - start
-for kill in range(kills):
-    records = os.path.join(sys.argv[3], "metrics.jsonl")
-    before = os.path.exists(records) and os.stat(records).st_mtime_ns
-    pid = child("--out", sys.argv[3], "--resume")
-    training = kill % 2 or number != signal.SIGKILL  # wait until it trains; kill -9 may come at any time
-    while training and not (os.path.exists(records) and os.stat(records).st_mtime_ns != before and os.path.getsize(records)):
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            break  # it is done
-        time.sleep(0.001)
-    time.sleep(random.random() * whole * (0.1 if training else 1))
-    os.kill(pid, number)
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-codes.append(os.waitstatus_to_exitcode(os.waitpid(child("--out", sys.argv[3], "--resume"), 0)[1]))
-print(json.dumps(codes))
+def ended(pid):
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+def code(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def adapter(folder):
+    with open(os.path.join(folder, "adapter_model.safetensors"), "rb") as file:
+        return file.read()
+
+start, whole = time.monotonic(), os.path.join(folder, "whole")
+assert code(child("--out", whole)) == 0
+seconds, met = time.monotonic() - start, {{}}
+for number, kills in ((signal.SIGKILL, 20), (signal.SIGTERM, 4), (signal.SIGINT, 4)):
+    random.seed(number)
+    broken, codes, steps = os.path.join(folder, number.name), [], []
+    records = os.path.join(broken, "metrics.jsonl")
+    while len(steps) < kills:
+        before = os.path.exists(records) and os.stat(records).st_mtime_ns
+        pid = child("--out", broken, "--resume")
+        training = len(steps) % 2 or number != signal.SIGKILL  # wait until it trains; kill -9 may come at any time
+        while training and not ended(pid) and not (os.path.exists(records) and os.stat(records).st_mtime_ns != before and os.path.getsize(records)):
+            time.sleep(0.001)
+        until = time.monotonic() + random.random() * seconds * (0.1 if training else 1)
+        while time.monotonic() < until and not ended(pid):
+            time.sleep(0.001)
+        os.kill(pid, number)
+        codes.append(code(pid))
+        if codes[-1]:
+            steps.append(sum(1 for _ in open(records)) if os.path.exists(records) else 0)
+        if os.path.exists(os.path.join(broken, "result.json")):  # as far as that it got: its last checkpoint may be there still
+            assert code(child("--out", broken, "--resume")) == 0 and adapter(broken) == adapter(whole)
+            shutil.rmtree(broken)
+    met[number.name] = codes, steps, code(child("--out", broken, "--resume"))
+print(json.dumps(met))
 """
 
 
@@ -69,29 +88,30 @@ def flags(tiny_folder, tmp_path):
     return ["--backbone", tiny_folder, "--data", str(write_collection(tmp_path / "collection", documents=12)), *FLAGS]
 
 
-@pytest.mark.parametrize("number, kills", [(signal.SIGKILL, 20), (signal.SIGTERM, 5), (signal.SIGINT, 5)])
-def test_killed_at_random_moments(flags, tmp_path, number, kills):
+def test_killed_at_random_moments(flags, tmp_path):
     script = tmp_path / "server.py"
     script.write_text(SERVER.format(root=str(ROOT)))
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = subprocess.run([sys.executable, script, json.dumps([[*flags, "--steps", "60", "--eval", ""], kills, number]), whole, broken],
+    done = subprocess.run([sys.executable, script, json.dumps([[*flags, "--steps", "60", "--eval", ""], str(tmp_path)])],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    codes = json.loads(done.stdout.splitlines()[-1])
-    assert codes[0] == codes[-1] == 0 and set(codes) <= {0, 130, -number}, done.stderr[-2000:]
-    assert outcome(whole) == outcome(broken)
-    assert not list(broken.glob("checkpoint-*")) and (broken / "result.json").is_file()
-    if number != signal.SIGKILL:
-        assert 130 in codes  # it was stopped after a checkpoint
-    assert re.search(r"after step [1-9]", done.stdout)  # and went on from there
+    assert done.returncode == 0, done.stderr[-2000:]
+    met = json.loads(done.stdout.splitlines()[-1])
+    for name, kills, stopped in (("SIGKILL", 20, -9), ("SIGTERM", 4, 130), ("SIGINT", 4, 130)):
+        codes, steps, last = met[name]
+        assert last == 0 and set(codes) <= {0, stopped} and codes.count(stopped) == kills, (name, codes)
+        assert len(set(steps)) > 2, (name, steps)  # at different stages of the work
+        broken = tmp_path / name
+        assert outcome(tmp_path / "whole") == outcome(broken)
+        assert not list(broken.glob("checkpoint-*")) and (broken / "result.json").is_file()
+    assert re.search(r"after step [1-9]", done.stdout)  # runs went on from there
 
 
-def interrupted(flags, out, at, monkeypatch):
-    """Run train.main, which gets SIGTERM while step `at` runs."""
+def interrupted(flags, out, at, monkeypatch, number=signal.SIGTERM):
+    """Run train.main, which gets a signal while step `at` runs."""
     real = train.Training.step
 
     def step(self, pools, stop):
         if len(self.curve) + 1 == at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return real(self, pools, stop)
 
     with monkeypatch.context() as patch:
@@ -100,10 +120,11 @@ def interrupted(flags, out, at, monkeypatch):
             train.main([*flags, "--out", str(out)])
 
 
-def test_a_stopped_run_saves_at_once_and_says_where_it_goes_on(flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_at_once_and_says_where_it_goes_on(flags, tmp_path, monkeypatch, capsys, number):
     flags = [*flags, "--steps", "6"]
     train.main([*flags, "--out", str(tmp_path / "whole")])
-    interrupted(flags, tmp_path / "broken", 3, monkeypatch)
+    interrupted(flags, tmp_path / "broken", 3, monkeypatch, number)
     assert checkpoints.numbers(tmp_path / "broken") == [3, 2] and not (tmp_path / "broken" / "adapter_model.safetensors").exists()
     train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
     assert "after step 3 of 6" in capsys.readouterr().out
@@ -142,6 +163,13 @@ def test_other_data_cannot_resume(flags, tmp_path, monkeypatch):
         train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
 
 
+def test_another_number_of_processes_cannot_resume(flags, tmp_path, monkeypatch):
+    interrupted([*flags, "--steps", "6"], tmp_path / "run", 3, monkeypatch)
+    monkeypatch.setattr(checkpoints, "processes", lambda: (0, 2))
+    with pytest.raises(BadInput, match="--resume: the number of processes was 1 and is now 2"):
+        train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
+
+
 def test_another_backbone_cannot_resume(flags, tmp_path, monkeypatch):
     """The same folder, with other weights."""
     flags[1] = save_tiny(tmp_path / "own", seed=1)
@@ -151,14 +179,17 @@ def test_another_backbone_cannot_resume(flags, tmp_path, monkeypatch):
         train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_state(flags, tmp_path, monkeypatch):
-    """The documents of the step are named; mended, the run goes on."""
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_state(flags, tmp_path, monkeypatch, what):
+    """The documents of the step are named; mended, the run goes on. The same where its gradient alone is none."""
     flags, real = [*flags, "--steps", "6"], train.Run.step
 
     def poisoned(self, pool, own=slice(None)):
         record = real(self, pool, own)
         poisoned.calls += 1
-        return {**record, "loss": math.nan} if poisoned.calls == 4 else record
+        if poisoned.calls == 4 and what == "gradient":
+            self.retriever.parameters()[0].grad[0, 0] = math.nan
+        return {**record, "loss": math.nan} if poisoned.calls == 4 and what == "loss" else record
 
     poisoned.calls = 0
     train.main([*flags, "--out", str(tmp_path / "whole")])
@@ -172,16 +203,20 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_state(f
 
 
 def test_a_second_run_into_the_same_folder_is_refused(flags, tmp_path, monkeypatch):
-    script = ("import sys, time; sys.path.insert(0, sys.argv[1]); from checkpoints import claim; held = claim(sys.argv[2]); held.__enter__(); "
-              "print('held', flush=True); time.sleep(600)")
-    other = subprocess.Popen([sys.executable, "-c", script, str(ROOT), str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    ready, held = os.pipe()
+    other = os.fork()
+    if other == 0:
+        with checkpoints.claim(str(tmp_path / "run")):
+            os.write(held, b"held")
+            time.sleep(600)
+        os._exit(0)
     try:
-        assert other.stdout.readline() == "held\n"
+        assert os.read(ready, 4) == b"held"
         with pytest.raises(BadInput, match="another run is writing there"):
             train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
     finally:
-        other.kill()
-        other.wait()
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
     train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])  # whoever held it is dead: nothing to clean up
     assert (tmp_path / "run" / "result.json").is_file()
 
@@ -210,6 +245,12 @@ def test_a_run_killed_while_it_measures_has_its_last_step(flags, tmp_path, monke
         train.main([*flags, "--out", str(tmp_path / "broken")])
     train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
     assert "after step 3 of 3" in capsys.readouterr().out and outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+
+
+def test_another_tool_s_folders_are_left_alone(flags, tmp_path):
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 def test_a_finished_run_is_left_alone(flags, tmp_path, capsys):

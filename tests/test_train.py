@@ -16,9 +16,10 @@ import evaluate
 import train
 from conftest import save_tiny, tiny_tokenizer
 from data import BadInput, load_collection
-from inject import target_nll
+from inject import score_heads, target_nll
 from layers import checkpoint_layers, compile_layers
 from model import Retriever
+from checkpoints import Stop
 from train import Config, Run, learning_rate, parse
 
 
@@ -68,9 +69,50 @@ def test_a_step_is_the_equations_in_a_row(tiny_folder, collection_folder):
     source = [pool.documents.index(e.document) for e in pool.examples]
     assert record["loss"] == pytest.approx(float(sum(losses)) / len(losses), abs=1e-4)
     assert record["source_weight"] == pytest.approx(float(sum(w[s] for w, s in zip(weights, source))) / 4, abs=1e-5)
+    assert record["largest_weight"] == pytest.approx(float(weights.amax(1).mean()), abs=1e-5)
     assert record["accuracy"] == pytest.approx(sum(int(w.argmax()) == s for w, s in zip(weights, source)) / 4)
     pairs = documents @ documents.T
     assert record["spread"] == pytest.approx(1 - float(pairs.mean()), abs=1e-5)  # mean cosine distance of all pairs
+    labelled = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
+    assert labelled.step(pool)["agreement"] == 1  # a label always asks for its document
+
+
+def test_a_gradient_is_recorded_before_it_is_clipped(tiny_folder, collection_folder, monkeypatch):
+    norms, used = [], []
+    for clip in (1e9, 1e-3):
+        monkeypatch.setattr(train, "CLIP", clip)
+        training = train.Training(tiny_run(tiny_folder, collection_folder, "--objective", "infonce"))
+        step = training.optimizer.step
+        monkeypatch.setattr(training.optimizer, "step", lambda step=step, of=training: (used.append(math.sqrt(sum(
+            float(p.grad.square().sum()) for p in of.parameters))), step()))
+        with Stop() as stop:
+            norms.append(training.step([next(training.run.steps())], stop)["gradient_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6) == pytest.approx(used[0], rel=1e-4)
+    assert used[1] == pytest.approx(1e-3, rel=1e-2) and norms[0] > 0.01
+
+
+def test_a_run_s_temperature_moves_to_the_final_one(tiny_folder, collection_folder):
+    run, seen = tiny_run(tiny_folder, collection_folder, "--objective", "infonce", "--temperature", ".08", "--final-temperature", ".02"), []
+    train.train(run, lambda record: seen.append(run.temperature))
+    assert seen == pytest.approx([0.08, 0.04, 0.02])
+
+
+def test_lora_stands_where_it_is_asked_for(tiny_folder, collection_folder):
+    run = tiny_run(tiny_folder, collection_folder, "--lora-targets", "q_proj,v_proj")
+    assert {name.rpartition(".")[2] for name in run.retriever.adapters()} == {"q_proj", "v_proj"} and len(run.retriever.adapters()) == 6
+
+
+def test_heads_are_scored_from_the_rows_that_are_asked_for(tiny_folder, collection_folder):
+    scores = [tiny_run(tiny_folder, collection_folder, "--head-rows", rows).choose_heads() for rows in ("question", "target")]
+    run = tiny_run(tiny_folder, collection_folder)
+    pool = next(run.pools(run.config.seed + 1))
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch, run.judge() as llm:
+        patch.setattr(train, "HEAD_EXAMPLES", len(pool.examples))
+        run.config.head_rows = "question"
+        one = run.choose_heads()
+        torch.testing.assert_close(one, score_heads(llm, *run.read(llm, pool.documents, pool.examples), pool.source, "question"))
+    assert not torch.allclose(*scores, atol=1e-3)
 
 
 def saved_bytes(run, pool):
@@ -337,8 +379,9 @@ PAIRS = [("In which city does the blue clown live?", "Turin", "The blue clown ha
 
 
 @pytest.mark.real
-def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
+def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path, monkeypatch):
     """No label is given: the loss on the four targets alone moves the weight onto the source documents."""
+    monkeypatch.setattr(train, "HEAD_EXAMPLES", 4)  # there are no more; or each would be read eight times
     (tmp_path / "corpus.jsonl").write_text("".join(
         json.dumps({"_id": str(i), "text": text}) + "\n" for i, (_, _, text) in enumerate(PAIRS)))
     (tmp_path / "train.jsonl").write_text("".join(
