@@ -35,7 +35,7 @@ def cell(values):
 
 
 def command_of(result):
-    return f"`{re.sub(r' --(seed|out|dtype) [^ ]+', '', result['command'])}`"
+    return f"`{re.sub(r' --(resume|(seed|out|dtype) [^ ]+)', '', result['command'])}`"
 
 
 def row(label, scores, command):

@@ -42,7 +42,7 @@ def test_examples_are_kept_or_dropped_and_counted(capsys):
 def test_a_run_trains_on_what_its_llm_can_read(tmp_path, tiny_folder, capsys):
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "title": "", "text": t}) + "\n" for d, t in CORPUS.items()))
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(dict(zip(("query", "target", "document"), row))) + "\n" for row in ROWS))
-    flags = ["--backbone", tiny_folder, "--data", str(tmp_path), "--document-tokens", "28", "--device", "cpu", "--heads", "4", "--pool", "3"]
+    flags = ["--backbone", tiny_folder, "--data", str(tmp_path), "--document-tokens", "28", "--prompt", "{text}", "--device", "cpu", "--heads", "4", "--pool", "3"]
     assert Run(parse(flags)).examples == examples()
     run = Run(parse([*flags, "--cut-targets", "drop"]))
     assert {e.query for e in run.examples} == {"when", "shape", "colour", "really", "size"}
