@@ -379,9 +379,8 @@ PAIRS = [("In which city does the blue clown live?", "Turin", "The blue clown ha
 
 
 @pytest.mark.real
-def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path, monkeypatch):
+def test_four_pairs_are_overfit_through_the_real_llm(real, tmp_path):
     """No label is given: the loss on the four targets alone moves the weight onto the source documents."""
-    monkeypatch.setattr(train, "HEAD_EXAMPLES", 4)  # there are no more; or each would be read eight times
     (tmp_path / "corpus.jsonl").write_text("".join(
         json.dumps({"_id": str(i), "text": text}) + "\n" for i, (_, _, text) in enumerate(PAIRS)))
     (tmp_path / "train.jsonl").write_text("".join(
