@@ -33,13 +33,14 @@ INITIAL = (True, False, None, "gaussian", "orthogonal")
 
 @dataclass
 class Adapter:
-    """What an adapter's two files say; layers are named as there."""
+    """What an adapter's files say; layers are named as there."""
 
     source: str
     base: str  # a short name, hub id or local folder
     tokenizer: str | None  # where its own tokenizer is, if it has one
     config: dict
     tensors: dict[str, dict[str, torch.Tensor]]  # {layer: {"lora_A": (r, in), "lora_B": (out, r)}}
+    about: dict | None  # retriever.json, where Retriever.save() wrote it
 
     def has(self, layer):
         """Does the configuration put LoRA on this layer?"""
@@ -118,6 +119,7 @@ def read_adapter(source):
         if path is None:
             raise BadInput(f"{source}: not a whole retriever folder (lacks {WEIGHTS}; adapters in pickled files are not read)")
         tokenizer = source if locate(source, "tokenizer_config.json") else None
+        about = read_json(source, "retriever.json")
     except BadInput:
         raise
     except Exception as error:  # the hub cannot be reached
@@ -134,7 +136,7 @@ def read_adapter(source):
         tensors.setdefault(found[1], {})[found[2]] = tensor
     named = config["base_model_name_or_path"]
     base = next((short for short, backbone in BACKBONES.items() if backbone.hub == named), named)
-    return Adapter(source, base, tokenizer, config, tensors)
+    return Adapter(source, base, tokenizer, config, tensors, about)
 
 
 def linear_layers(llm):

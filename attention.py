@@ -162,7 +162,8 @@ def chunks(query, key):
 
 def takes_half(x):
     """Whether a GPU's own kernels read these keys in half precision: NVIDIA's since Ampere, heads of a multiple of 8 up to 256."""
-    return x.is_cuda and x.dtype.itemsize == 2 and torch.cuda.get_device_capability(x.device) >= (8, 0) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+    fits = x.dtype.itemsize == 2 and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+    return x.is_cuda and fits and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def factors(*tensors):
@@ -208,7 +209,8 @@ class SharedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value):
         keys, values = factors(key, value)
-        output, lse = (read_chunked if keys.is_cuda and keys.dtype == query.dtype else read_fused)(query, keys, values)
+        read = read_chunked if keys.is_cuda and keys.dtype == query.dtype else read_fused
+        output, lse = read(query, keys, values)
         ctx.save_for_backward(query, key, value, output, lse)
         return output, lse
 

@@ -207,7 +207,8 @@ def qrels(folder, answers, out, split="train"):
             raise BadInput(f"{answers}:{number}: the id {row['_id']!r} stands twice")
         if not {"answer", "target"} & set(row):
             raise BadInput(f"{answers}:{number}: the field 'answer' is missing")
-        targets[row["_id"]] = first_text(next((x for x in (row.get("answer"), row.get("target")) if x is not None), None), f"{answers}:{number}: the answer")
+        answer = row.get("target") if row.get("answer") is None else row["answer"]
+        targets[row["_id"]] = first_text(answer, f"{answers}:{number}: the answer")
     with training(out, path) as made:
         for _, row in read_texts(find_file(folder, "corpus.jsonl"), made.documents):
             made.document(row)

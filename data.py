@@ -3,9 +3,9 @@
 A training folder holds `corpus.jsonl` ({"_id", "title", "text"}) and `train.jsonl` ({"query", "target", "document"}):
 a question, the text that answers it, and the id of the document it comes from. The source document is *not* a label
 for DREAM: it makes sure that a pool of candidates can answer its questions, and 32 examples' sources choose the heads
-(eq 6); the loss never reads it. An evaluation folder has the BEIR
-layout: `corpus.jsonl`, `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` (query-id, corpus-id, score) or TREC's
-own qrels (query, 0, document, relevance). Each of these files may be compressed (`.gz`).
+(eq 6); the loss never reads it. An evaluation folder has the BEIR layout: `corpus.jsonl`, `queries.jsonl` ({"_id",
+"text"}) and `qrels/SPLIT.tsv` (query-id, corpus-id, score) or TREC's own qrels (query, 0, document, relevance). Each of
+these files may be compressed (`.gz`).
 
     python data.py squad train-v2.0.json my_data       # other people's data as a training folder; --help lists more
 

@@ -154,7 +154,8 @@ class Retriever:
     def read_as(self, prompts, suffix):
         """From now on prompts[kind] stands before a text, and the suffix behind it."""
         self.prompts, self.suffix = dict(prompts), suffix
-        self.suffix_ids = self.tokenizer(suffix, add_special_tokens=False).input_ids if suffix else []
+        self.suffix_ids, *ids = (self.tokenizer(text, add_special_tokens=False).input_ids if text else [] for text in (suffix, *self.prompts.values()))
+        self.prompt_tokens = dict(zip(self.prompts, map(len, ids)))
 
     def set_prompt(self, prompt):
         """Both kinds get one `prompt`, with {text} in it once: what stands before and behind a text. Raises BadInput."""
@@ -173,7 +174,7 @@ class Retriever:
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         room = limit - len(self.suffix_ids)
         added = self.tokenizer.num_special_tokens_to_add()
-        if room <= added + len(self.tokenizer(self.prompts[kind], add_special_tokens=False).input_ids):  # all texts would be one
+        if room <= added + self.prompt_tokens[kind]:  # all texts would be one
             raise BadInput(f"{limit} tokens leave no room for a text beside the prompt {self.prompts[kind]!r}, the suffix {self.suffix!r} "
                            f"and {added} tokens that the tokenizer adds")
         rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True, max_length=room).input_ids
@@ -274,8 +275,8 @@ class Retriever:
         except BadInput as error:
             raise BadInput(f"{name}: not a whole retriever folder ({str(error).removeprefix(f'{name}: ')})") from None
         adapter = read_adapter(name)
-        if about is None and adapter is not None:  # of a folder on the hub
-            about = read_json(name, "retriever.json")
+        if adapter is not None:
+            about = adapter.about  # on the hub, too
         if about is None and adapter is None:
             tokenizer, llm, how = load_encoder(name, device, dtype)
             return cls(name, tokenizer, llm, **how)

@@ -7,8 +7,9 @@ Each takes the scores s_bk of eq (1), (B, K), and returns a loss. tau is the tem
     replug     KL( softmax_k(s / tau) || softmax_k(log p(y | d_k, q) / BETA) )      each document read alone
     emdr       -log sum_k softmax_k(s / tau) p(y | d_k, q)                           each document read alone
 
-|y| is the target's tokens; the others' p is of the whole target. DREAM's judge reads K documents once; replug and emdr need the likelihood of every target after every single document, K
-times the suffix rows, though no gradient goes through the LLM. Only infonce's loss is told which document is the source.
+|y| counts the target's tokens: dream's loss is a mean over them, the others' p is of the whole target. DREAM's judge reads K
+documents once; replug and emdr need the likelihood of every target after every single document, K times the suffix rows,
+though no gradient goes through the LLM. Only infonce's loss is told which document is the source.
 """
 import torch
 import torch.nn.functional as F

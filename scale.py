@@ -9,7 +9,7 @@ from pathlib import Path
 from cost import SHAPES, Batch, count_bytes, count_flops, plan, random_model
 from data import load_corpus
 from measure import alone, counted, forget, kept, part_by_part, peak, prepare, save_random, seconds, timed
-from model import Retriever
+from model import PROMPTS, Retriever
 
 GROWTH = {"questions": (4, 8, 16, 32, 64), "pool": (4, 8, 16, 32, 64), "document_tokens": (64, 128, 256, 512)}
 
@@ -60,7 +60,7 @@ CHECKS = {"Qwen2-0.5B": 24, "Llama-3.2-1B": 16, "Llama-3.2-3B": 8, "Qwen2.5-7B":
 def check_plan(name, layers, batch):
     """A step of random weights of a shape, and what cost.py says of it, both counted on this machine."""
     shape, batch = replace(SHAPES[name], layers=layers), Batch(**batch)
-    retriever = Retriever(name, None, random_model(shape), suffix="")
+    retriever = Retriever(name, None, random_model(shape), prompts=dict.fromkeys(PROMPTS, ""), suffix="")  # token ids, no texts
     retriever.tokenizer = type("NoText", (), {"pad_token_id": 0})
     retriever.add_lora(16, 32)
     heads = [(layer, head) for layer in range(layers // 4, layers) for head in range(shape.heads)][:16]

@@ -6,10 +6,10 @@ Question
     `qrels`. Return {"ndcg@10": ...} with one entry for each k. (The reference has five more metrics.)
 
 Why it matters
-    Every table of the field has this column, and numbers differ when details differ. Those of `trec_eval -c` are: the best possible order
-    is over all judged documents, found or not; a document without a judgment has relevance 0, and so has one judged below 0;
-    a query that the run lacks, or that has nothing relevant, counts 0; equal scores are ordered by document id, the greater
-    id first.
+    Every table of the field has this column, and numbers differ when details differ. Those of `trec_eval -c` are: the best
+    possible order is over all judged documents, found or not; a document without a judgment has relevance 0, and so has one
+    judged below 0; a query that the run lacks, or that has nothing relevant, counts 0; equal scores are ordered by document
+    id, the greater id first.
 
 Hint
     sorted((score, document) pairs, reverse=True) is trec_eval's order, ties included. One small function that sums a list of

@@ -120,6 +120,5 @@ def test_a_child_is_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     where = importlib.import_module("where")
-
     process, *told = measure.alone(where.state, 3, {"pool": 2})
     assert process != os.getpid() and told == [3, {"pool": 2}]

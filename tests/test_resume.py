@@ -69,7 +69,7 @@ for number, kills in ((signal.SIGKILL, 20), (signal.SIGTERM, 4), (signal.SIGINT,
         codes.append(code(pid))
         if codes[-1]:
             steps.append(sum(1 for _ in open(records)) if os.path.exists(records) else 0)
-        if os.path.exists(os.path.join(broken, "result.json")):  # as far as that it got: its last checkpoint may be there still
+        if os.path.exists(os.path.join(broken, "result.json")):  # it came to its end; --resume clears what it may have left
             assert code(child("--out", broken, "--resume")) == 0 and adapter(broken) == adapter(whole)
             shutil.rmtree(broken)
     met[number.name] = codes, steps, code(child("--out", broken, "--resume"))

@@ -14,12 +14,12 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 import evaluate
 import train
+from checkpoints import Stop
 from conftest import save_tiny, tiny_tokenizer
 from data import BadInput, load_collection
 from inject import score_heads, target_nll
 from layers import checkpoint_layers, compile_layers
 from model import Retriever
-from checkpoints import Stop
 from train import Config, Run, learning_rate, parse
 
 
@@ -82,9 +82,8 @@ def test_a_gradient_is_recorded_before_it_is_clipped(tiny_folder, collection_fol
     for clip in (1e9, 1e-3):
         monkeypatch.setattr(train, "CLIP", clip)
         training = train.Training(tiny_run(tiny_folder, collection_folder, "--objective", "infonce"))
-        step = training.optimizer.step
-        monkeypatch.setattr(training.optimizer, "step", lambda step=step, of=training: (used.append(math.sqrt(sum(
-            float(p.grad.square().sum()) for p in of.parameters))), step()))
+        training.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(math.sqrt(sum(
+            float(p.grad.square().sum()) for p in optimizer.param_groups[0]["params"]))))
         with Stop() as stop:
             norms.append(training.step([next(training.run.steps())], stop)["gradient_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-6) == pytest.approx(used[0], rel=1e-4)
@@ -102,16 +101,15 @@ def test_lora_stands_where_it_is_asked_for(tiny_folder, collection_folder):
     assert {name.rpartition(".")[2] for name in run.retriever.adapters()} == {"q_proj", "v_proj"} and len(run.retriever.adapters()) == 6
 
 
-def test_heads_are_scored_from_the_rows_that_are_asked_for(tiny_folder, collection_folder):
-    scores = [tiny_run(tiny_folder, collection_folder, "--head-rows", rows).choose_heads() for rows in ("question", "target")]
-    run = tiny_run(tiny_folder, collection_folder)
-    pool = next(run.pools(run.config.seed + 1))
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch, run.judge() as llm:
-        patch.setattr(train, "HEAD_EXAMPLES", len(pool.examples))
-        run.config.head_rows = "question"
-        one = run.choose_heads()
-        torch.testing.assert_close(one, score_heads(llm, *run.read(llm, pool.documents, pool.examples), pool.source, "question"))
+def test_heads_are_scored_from_the_rows_that_are_asked_for(tiny_folder, collection_folder, monkeypatch):
+    monkeypatch.setattr(train, "HEAD_EXAMPLES", 4)  # one pool
+    scores = []
+    for rows in ("question", "target"):
+        run = tiny_run(tiny_folder, collection_folder, "--head-rows", rows)
+        scores.append(run.choose_heads())
+        pool = next(run.pools(run.config.seed + 1))
+        with run.judge() as llm:
+            torch.testing.assert_close(scores[-1], score_heads(llm, *run.read(llm, pool.documents, pool.examples), pool.source, rows))
     assert not torch.allclose(*scores, atol=1e-3)
 
 
