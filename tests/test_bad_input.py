@@ -2,6 +2,7 @@
 import gzip
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -351,11 +352,20 @@ def test_a_real_command_says_one_line_and_exits_with_2(tmp_path, script, wrong, 
 
 
 @pytest.mark.parametrize("flag, value, says", [("--eval", "x" * 300, "File name too long"), ("--data", "x" * 300, "File name too long"), ("--out", "x" * 300, "too long"),
-                                               ("--prompt", b"\xff{text}", "not UTF-8"), ("--out", b"\xff", "not UTF-8")])
-def test_what_the_system_refuses_is_one_line_too(flags, tmp_path, flag, value, says):
-    run = subprocess.run([sys.executable, ROOT / "train.py", *flags, "--out", tmp_path / "out", flag, value], capture_output=True, cwd=tmp_path)
+                                               ("--out", os.fsdecode(b"\xff"), "not UTF-8")])
+def test_what_the_system_refuses_is_one_line_too(flags, tmp_path, monkeypatch, capsys, flag, value, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(ROOT / "train.py"), *flags, "--out", str(tmp_path / "out"), flag, value])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    told = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(told) == 1 and told[0].startswith("train.py: ") and says in told[0] and not (tmp_path / "out").exists()
+
+
+def test_bytes_that_are_no_text_are_refused_by_a_process(flags, tmp_path):
+    run = subprocess.run([sys.executable, ROOT / "train.py", *flags, "--out", tmp_path / "out", "--prompt", b"\xff{text}"], capture_output=True, cwd=tmp_path)
     told = run.stderr.decode(errors="replace").splitlines()
-    assert run.returncode == 2 and len(told) == 1 and told[0].startswith("train.py: ") and says in told[0] and not (tmp_path / "out").exists()
+    assert run.returncode == 2 and len(told) == 1 and told[0].startswith("train.py: ") and "not UTF-8" in told[0] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("wrong, says", [

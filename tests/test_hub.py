@@ -1,6 +1,7 @@
 """Backbones by name: the list, and the hub's own environment variables, against a server in a thread that is the hub. No network."""
 import json
 import os
+import runpy
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler
@@ -19,10 +20,11 @@ LISTED = {  # what `python model.py` must name: hub id, parameters, licence
     "Llama-3.2-3B": ("meta-llama/Llama-3.2-3B", "3.21B", "Llama 3.2 Community")}
 
 
-def test_the_command_lists_every_backbone():
-    done = subprocess.run([sys.executable, "model.py"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == len(BACKBONES) == len(LISTED)
-    for line, (name, (hub, parameters, licence)) in zip(done.stdout.splitlines(), LISTED.items()):
+def test_the_command_lists_every_backbone(capsys):
+    runpy.run_path(str(ROOT / "model.py"), run_name="__main__")
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == len(BACKBONES) == len(LISTED)
+    for line, (name, (hub, parameters, licence)) in zip(told, LISTED.items()):
         assert line.split() == [name, parameters, *licence.split(), hub]
 
 
