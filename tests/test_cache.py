@@ -1,9 +1,4 @@
 """Embeddings on disk: the same numbers, resumed after kill -9, never another model's."""
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +6,7 @@ import torch
 
 import evaluate
 from cache import Cache, digest, identity
-from conftest import ROOT, tiny_llm, tiny_tokenizer
+from conftest import tiny_llm, tiny_tokenizer
 from data import BadInput, Collection
 from model import Retriever
 
@@ -116,52 +111,9 @@ def test_what_is_not_a_number_is_not_kept(tmp_path):
     assert Cache(broken, tmp_path).encode(TEXTS).isnan().all() and not list(tmp_path.rglob("*.npy"))
 
 
-SCRIPT = """
-import sys, time
-sys.path[:0] = [{root!r}, {tests!r}]
-import evaluate, torch
-from cache import Cache
-from test_cache import collection, retriever
-evaluate.ENCODE_CHUNK = 10
-made = retriever()
-if sys.argv[2] == "slowly":
-    encode = made.encode
-    made.encode = lambda *args, **options: (time.sleep(.05), encode(*args, **options))[1]
-cached = Cache(made, sys.argv[1])
-run, shape = evaluate.retrieve(cached, collection(), k=7)
-torch.save((run, shape, cached.found), sys.argv[3])
-"""
-
-
 def collection():
     corpus = {f"d{i}": text for i, text in enumerate(TEXTS * 4)}
     return Collection(corpus, {"q": "text 3", "r": "more"}, {"q": {"d3": 1}, "r": {"d9": 1}})
-
-
-def test_killed_in_the_middle_and_started_again_it_continues(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
-
-    def command(pace):
-        return [sys.executable, script, tmp_path / "cache", pace, tmp_path / "found.pt"]
-
-    first = subprocess.Popen(command("slowly"))
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.rglob("*.npy"))) < 5:  # the queries and four chunks of twenty
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    whole = len(list(tmp_path.rglob("*.npy")))
-    assert not (tmp_path / "found.pt").exists() and 5 <= whole < 21
-    subprocess.run(command("again"), check=True)
-    run, shape, found = torch.load(tmp_path / "found.pt", weights_only=True)
-    # Equal texts are equal chunks: every fifth chunk repeats, so that more is found than was written before the kill.
-    assert found >= (whole - 1) * 10 + 2
-    with_patch = pytest.MonkeyPatch()
-    with_patch.setattr(evaluate, "ENCODE_CHUNK", 10)
-    assert (run, shape) == evaluate.retrieve(retriever(), collection(), k=7)
-    with_patch.undo()
 
 
 def test_the_cache_is_what_the_evaluator_uses(collection_folder, tiny_folder, tmp_path, capsys):

@@ -13,8 +13,8 @@ import checkpoints
 import evaluate
 import train
 from conftest import ROOT, on_full_disks
-from test_cache import SCRIPT, collection, retriever
-from test_processes import TORCHRUN
+from test_cache import collection, retriever
+from test_processes import TORCHRUN, script, worlds
 from test_resume import flags, outcome  # noqa: F401 (a fixture)
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -37,7 +37,8 @@ def child(folder, out):
     pid = os.fork()
     if pid == 0:
         torch.set_num_threads(1)
-        torch.save(evaluate.retrieve(Cache(retriever(), folder, tell=False), collection(), k=7), out)
+        cached = Cache(retriever(), folder, tell=False)
+        torch.save((*evaluate.retrieve(cached, collection(), k=7), cached.found), out)
         os._exit(0)
     return pid
 
@@ -46,7 +47,7 @@ folder, out = sys.argv[1:]
 start = time.monotonic()
 os.waitpid(child(folder + "-whole", out + "-whole"), 0)
 whole, killed, found = time.monotonic() - start, 0, []
-while killed < 20 or (killed < 200 and len(set(map(len, found))) < 3):  # until kills have met several stages of the work
+while killed < 20 or (killed < 200 and not (len(set(map(len, found))) > 2 and 1 < len(found[-1]) < 6)):  # at several stages, the last in the middle
     pid = child(folder, out)
     time.sleep(random.random() * whole)
     os.kill(pid, signal.SIGKILL)
@@ -64,20 +65,35 @@ def test_kill_9_at_20_moments_of_cached_encoding_changes_nothing(tmp_path):
     script.write_text(ENCODER.format(root=str(ROOT), tests=str(ROOT / "tests")))
     done = subprocess.run([sys.executable, script, tmp_path / "cache", tmp_path / "out"], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0 and "damaged" not in done.stderr, done.stderr[-2000:]
-    assert torch.load(tmp_path / "out", weights_only=True) == torch.load(tmp_path / "out-whole", weights_only=True)
+    (*one, read), (*two, _) = (torch.load(tmp_path / name, weights_only=True) for name in ("out", "out-whole"))
     found = json.loads(done.stdout)
-    assert len(found) >= 20 and len(set(map(len, found))) > 2  # kills at different stages of the work
+    assert one == two and len(found) >= 20 and len(set(map(len, found))) > 2  # kills at different stages of the work
+    # What the last kill left was read: chunks of ten texts and the two queries; equal texts are equal chunks, so that more may be found.
+    assert 1 < len(found[-1]) < 6 and read >= (len(found[-1]) - 1) * 10 + 2
     one, two = ({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.npy")} for folder in (tmp_path / "cache", tmp_path / "cache-whole"))
     assert len(one) == 6 and one == two  # twenty chunks of five texts each, and the queries: equal chunks are one file
 
 
+FILLERS = """
+import numpy, time
+from cache import Cache
+from test_cache import collection, retriever
+
+def main(arguments):
+    folder, out = arguments
+    evaluate.ENCODE_CHUNK, made = 10, retriever()
+    encode, save = made.encode, numpy.save
+    made.encode = lambda *args, **options: (time.sleep(.05), encode(*args, **options))[1]
+    numpy.save = lambda *to: (save(*to), time.sleep(.05))  # so that both write the same file
+    torch.save(evaluate.retrieve(Cache(made, folder, tell=False), collection(), k=7), f"{out}.{os.environ['RANK']}")
+"""
+
+
 def test_two_processes_fill_one_cache_and_both_are_right(tmp_path):
-    script = tmp_path / "script.py"
-    slow = "import numpy\nsave = numpy.save\nnumpy.save = lambda *to: (save(*to), time.sleep(.05))\n"  # so that both write the same file
-    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")).replace("made = ", f"{slow}made = "))
-    both = [subprocess.Popen([sys.executable, script, tmp_path / "cache", "slowly", tmp_path / f"{i}.pt"], env=ENVIRONMENT) for i in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
-    one, two = (torch.load(tmp_path / f"{i}.pt", weights_only=True)[:2] for i in range(2))
+    """Each on its own, as two commands at once."""
+    codes, said = worlds(tmp_path, FILLERS, (2, [tmp_path / "cache", tmp_path / "found"]))
+    assert codes == [[0, 0]], said
+    one, two = (torch.load(tmp_path / f"found.{i}", weights_only=True) for i in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "ENCODE_CHUNK", 10)
         assert one == two == evaluate.retrieve(retriever(), collection(), k=7)
@@ -114,32 +130,26 @@ def test_sigterm_during_a_checkpoint_leaves_it_whole(flags, tmp_path, monkeypatc
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
 
 
-DEAD = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import torch, train
-from files import command
-torch.set_num_threads(1)
+DIES = """
 real = train.Training.step
 def step(self, pools, stop):
-    if sys.argv[-1] != "--resume" and len(self.curve) == 3 and os.environ["RANK"] == "1":
+    if len(self.curve) == 3 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, pools, stop)
-if sys.argv.pop(1) == "dies": train.Training.step = step
-command(train.main)
+
+def main(arguments):
+    how, *flags = arguments
+    train.Training.step = step if how == "dies" else real
+    command(lambda: train.main(flags))
 """
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_the_rest_goes_on_from_its_checkpoint(flags, tmp_path):  # noqa: F811
-    script = tmp_path / "script.py"
-    script.write_text(DEAD.format(root=str(ROOT)))
-    for how, out, more in (("lives", "whole", []), ("dies", "broken", []), ("lives", "broken", ["--resume"])):
-        done = subprocess.run([*TORCHRUN, script, how, *flags, "--steps", "5", "--eval", "", "--out", tmp_path / out, *more],
-                              capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
-        assert (done.returncode == 0) == (how == "lives"), done.stderr[-2000:]
-        if how == "dies":
-            assert checkpoints.numbers(tmp_path / "broken") == [2]
-    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+    flags, out = [*flags, "--steps", "5", "--eval", ""], tmp_path / "broken"
+    done = subprocess.run([*TORCHRUN, script(tmp_path, DIES), "dies", *flags, "--out", out], capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    assert done.returncode != 0 and checkpoints.numbers(out) == [2], done.stderr[-2000:]
+    codes, said = worlds(tmp_path, DIES, (2, ["lives", *flags, "--out", tmp_path / "whole"]), (2, ["lives", *flags, "--out", out, "--resume"]))
+    assert codes == [[0, 0], [0, 0]] and outcome(tmp_path / "whole") == outcome(out), said
 
 
 # --------------------------------------------------------------------------------------------------------- full disk

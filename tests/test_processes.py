@@ -1,5 +1,6 @@
 """Several processes find what one finds, to the last bit."""
 import json
+import os
 import subprocess
 import sys
 
@@ -10,21 +11,71 @@ import train
 from conftest import ROOT, write_collection
 from processes import end_processes, processes
 
-SCRIPT = """
-import json, sys
+# Imports once and forks: main(arguments) in worlds of so many processes, one world after the other, each with the variables and the
+# store that torchrun would give it; prints their exit codes. What torchrun itself does is tested with torchrun.
+WORLDS = """
+import json, os, signal, sys, traceback
 sys.path[:0] = [{root!r}, {tests!r}]
-import evaluate, torch
+import torch, evaluate, train
 from data import load_collection
+from files import command
 from model import Retriever
 from processes import end_processes, processes, start_processes
-start_processes()
 torch.set_num_threads(1)
-retriever, collection, found = Retriever.load(sys.argv[1], device="cpu"), load_collection(sys.argv[2]), []
-for evaluate.ENCODE_CHUNK in (1, 5, 12):  # twelve documents: shared evenly, unevenly, and one process without any
-    found.append(evaluate.retrieve(retriever, collection, k=5))
-with open(f"{{sys.argv[3]}}.{{processes()[0]}}", "w") as file:
-    json.dump(found, file)
-end_processes()
+{code}
+
+def one(arguments):
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        return stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 99
+    return 0
+
+if __name__ == "__main__" and "RANK" in os.environ:
+    sys.exit(one(sys.argv[1:]))
+codes = []
+for size, arguments in json.loads(sys.argv[1]):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE=str(size), TORCHELASTIC_USE_AGENT_STORE="True")
+    for rank in range(size):
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        if os.fork() == 0:
+            code = one(arguments)
+            sys.stdout.flush()
+            os._exit(code)
+    codes.append([os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(size)])
+print(json.dumps(codes))
+"""
+
+
+def script(folder, code):
+    """A file with main(arguments), for worlds() or for torchrun -> its path."""
+    path = folder / "script.py"
+    path.write_text(WORLDS.format(root=str(ROOT), tests=str(ROOT / "tests"), code=code))
+    return path
+
+
+def worlds(folder, code, *runs):
+    """Each of runs, (number of processes, arguments), in processes of its own -> [exit codes of a run's processes], what was said."""
+    done = subprocess.run([sys.executable, script(folder, code), json.dumps([[size, list(map(str, arguments))] for size, arguments in runs])],
+                          capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr[-4000:]
+
+
+FIND = """
+def main(arguments):
+    model, data, out = arguments
+    start_processes()
+    retriever, collection, found = Retriever.load(model, device="cpu"), load_collection(data), []
+    for evaluate.ENCODE_CHUNK in (1, 5, 12):  # twelve documents: shared evenly, unevenly, and one process without any
+        found.append(evaluate.retrieve(retriever, collection, k=5))
+    with open(f"{out}.{processes()[0]}", "w") as file:
+        json.dump(found, file)
+    end_processes()
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -37,10 +88,9 @@ def ended_well(*command, **how):
 
 
 def test_two_processes_find_what_one_finds(tiny_folder, tmp_path):
-    folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    for name, launch in (("one", [sys.executable]), ("two", TORCHRUN)):
-        ended_well(*launch, script, tiny_folder, folder, tmp_path / name)
+    folder = write_collection(tmp_path / "collection", documents=12)
+    codes, said = worlds(tmp_path, FIND, (1, [tiny_folder, folder, tmp_path / "one"]), (2, [tiny_folder, folder, tmp_path / "two"]))
+    assert codes == [[0], [0, 0]], said
     one, two, other = (json.loads((tmp_path / name).read_text()) for name in ("one.0", "two.0", "two.1"))
     assert two == other and len(one) == 3
     for (run, shape), (shared_run, shared_shape) in zip(one, two):
@@ -61,29 +111,27 @@ def test_the_command_under_torchrun_speaks_once(tiny_folder, collection_folder, 
 
 
 TRAIN = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch, train
-from processes import end_processes, processes, start_processes
-start_processes("cpu")
-torch.set_num_threads(1)
-run = train.Run(train.parse(sys.argv[3:]))
-run.choose_heads()
-records = []
-train.train(run, records.append)
-torch.save([run.retriever.parameters(), [[r["loss"], r["gradient_norm"]] for r in records]], f"{{sys.argv[2]}}.{{processes()[0]}}")
-end_processes()
+def prepare(run):
+    run.choose_heads()
+
+def main(arguments):
+    out, *flags = arguments
+    start_processes("cpu")
+    run, records = train.Run(train.parse(flags)), []
+    prepare(run)
+    train.train(run, records.append)
+    torch.save([run.retriever.parameters(), [[r["loss"], r["gradient_norm"]] for r in records]], f"{out}.{processes()[0]}")
+    end_processes()
 """
 
 
 def test_two_processes_train_as_one_that_accumulates(tiny_folder, tmp_path):
     """Each process half the pools: the same weights after five steps, and the same on both."""
-    folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
-    script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    folder = write_collection(tmp_path / "collection", documents=12)
     flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "5", "--pool", "4", "--heads", "4",
              "--lr", "5e-4"]  # what Adam makes of differences in rounding grows with the rate
-    for name, launch, more in (("one", [sys.executable], ["--accumulate", "2"]), ("two", TORCHRUN, [])):
-        ended_well(*launch, script, "-", tmp_path / name, *flags, *more)
+    codes, said = worlds(tmp_path, TRAIN, (1, [tmp_path / "one", *flags, "--accumulate", "2"]), (2, [tmp_path / "two", *flags]))
+    assert codes == [[0], [0, 0]], said
     one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "two.1"))
     assert all(map(torch.equal, two[0], other[0])) and two[1] == other[1]
     start = train.Run(train.parse(list(map(str, flags)))).retriever.parameters()
@@ -95,20 +143,23 @@ def test_two_processes_train_as_one_that_accumulates(tiny_folder, tmp_path):
 @pytest.mark.parametrize("objective, more", [("dream", []), ("infonce", ["--embed-chunk", "3", "--checkpoint"])])
 def test_a_shared_pool_is_one_large_pool(tiny_folder, tmp_path, objective, more):
     """--gather: two processes, each half the documents and questions, train as one process that has them all."""
-    folder, script = write_collection(tmp_path / "collection", documents=12), tmp_path / "script.py"
-    one_pool = """
-run_pools = run.pools
-def both(seed):
-    stream = run_pools(seed)
-    for a, b in zip(stream, stream):
-        yield train.Pool(a.documents + b.documents, a.examples + b.examples)
-run.choose_heads()
-if processes()[1] == 1: run.pools = both"""
-    script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")).replace("run.choose_heads()", one_pool))
+    folder, one_pool = write_collection(tmp_path / "collection", documents=12), """
+choose = prepare
+def prepare(run):
+    run_pools = run.pools
+    def both(seed):
+        stream = run_pools(seed)
+        for a, b in zip(stream, stream):
+            yield train.Pool(a.documents + b.documents, a.examples + b.examples)
+    choose(run)
+    if processes()[1] == 1:
+        run.pools = both
+"""
     flags = ["--backbone", tiny_folder, "--data", folder, "--device", "cpu", "--steps", "3", "--pool", "4", "--heads", "4",
              "--objective", objective, "--lr", "1e-4"]
-    for name, launch, how in (("one", [sys.executable], []), ("two", TORCHRUN, ["--gather", *more]), ("apart", TORCHRUN, [])):
-        ended_well(*launch, script, "-", tmp_path / name, *flags, *how)
+    codes, said = worlds(tmp_path, TRAIN + one_pool, (1, [tmp_path / "one", *flags]), (2, [tmp_path / "two", *flags, "--gather", *more]),
+                        (2, [tmp_path / "apart", *flags]))
+    assert codes == [[0], [0, 0], [0, 0]], said
     one, two, apart = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "apart.0"))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(one[0], two[0]))
     assert torch.allclose(torch.tensor(one[1]), torch.tensor(two[1]), rtol=1e-4)
@@ -127,10 +178,8 @@ def test_the_training_command_under_torchrun_writes_once(tiny_folder, collection
 
 
 def test_a_process_that_dies_ends_the_run_with_its_reason(tiny_folder, collection_folder, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(TRAIN.format(root=str(ROOT), tests=str(ROOT / "tests")).replace(
-        "run.choose_heads()", "run.choose_heads()\nif processes()[0] == 1: raise SystemExit('this process has had enough')"))
-    run = subprocess.run([*TORCHRUN, script, "-", tmp_path / "x", "--backbone", tiny_folder, "--data", collection_folder, "--device", "cpu",
+    dies = "choose = prepare\ndef prepare(run):\n    if processes()[0] == 1: raise SystemExit('this process has had enough')\n    choose(run)\n"
+    run = subprocess.run([*TORCHRUN, script(tmp_path, TRAIN + dies), tmp_path / "x", "--backbone", tiny_folder, "--data", collection_folder, "--device", "cpu",
                           "--pool", "4", "--heads", "4"], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0 and "this process has had enough" in run.stderr and "SyntaxError" not in run.stderr and not list(tmp_path.glob("x.*"))
 

@@ -14,7 +14,7 @@ import checkpoints
 import train
 from conftest import ROOT, save_tiny, write_collection
 from data import BadInput
-from test_processes import TORCHRUN
+from test_processes import worlds
 
 FLAGS = ["--pool", "4", "--questions", "4", "--heads", "3", "--device", "cpu", "--save-every", "2"]
 
@@ -130,7 +130,8 @@ def test_a_stopped_run_saves_at_once_and_says_where_it_goes_on(flags, tmp_path, 
     assert "after step 3 of 6" in capsys.readouterr().out
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken"))
-    assert one["before"] == two["before"] and one["after"] == two["after"]
+    assert one["before"] == two["before"] and one["after"] == two["after"] and one["seconds"].keys() == two["seconds"].keys()
+    assert two["seconds"]["train"] + 0.02 > sum(step["seconds"] for step in two["curve"])  # of both parts
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(flags, tmp_path, monkeypatch, capsys):
@@ -264,21 +265,26 @@ def test_a_finished_run_is_left_alone(flags, tmp_path, capsys):
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
 
 
+TRAINING = """
+real = train.Training.step
+def step(self, pools, stop):
+    if len(self.curve) == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(self, pools, stop)
+
+def main(arguments):
+    how, *flags = arguments
+    train.Training.step = step if how == "stop" else real
+    command(lambda: train.main(flags))
+"""
+
+
 def test_two_processes_resume_too(flags, tmp_path):
-    """Stopped by SIGTERM to all, resumed under torchrun: equal to the run of two processes that nobody stopped."""
+    """One of two gets SIGTERM, both stop, and resumed they are equal to the run of two processes that nobody stopped."""
     flags = [*flags, "--steps", "6", "--eval", ""]
-    stop = tmp_path / "stop.py"
-    stop.write_text(f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport torch, train\nfrom data import command\n"
-                    "torch.set_num_threads(1)\nreal = train.Training.step\n"
-                    "def step(self, pools, stop):\n    if len(self.curve) == 2 and os.environ['RANK'] == '1':\n"
-                    "        os.kill(os.getpid(), signal.SIGTERM)\n    return real(self, pools, stop)\n"
-                    "train.Training.step = step if sys.argv.pop(1) == 'stop' else real\ncommand(train.main)\n")
-    for how, out in (("whole", "whole"), ("stop", "broken"), ("resume", "broken")):
-        more = ["--resume"] if how == "resume" else []
-        done = subprocess.run([*TORCHRUN, stop, how, *flags, *more, "--out", tmp_path / out], capture_output=True, text=True)
-        assert (done.returncode == 0) == (how != "stop"), done.stderr[-2000:]
-        if how == "stop":
-            assert checkpoints.numbers(tmp_path / "broken") == [3, 2]
+    broken = [*flags, "--out", tmp_path / "broken"]
+    codes, said = worlds(tmp_path, TRAINING, (2, ["whole", *flags, "--out", tmp_path / "whole"]), (2, ["stop", *broken]), (2, ["resume", *broken, "--resume"]))
+    assert codes == [[0, 0], [130, 130], [0, 0]] and "stopped after step 3" in said, said
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
 
 
