@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -76,15 +77,27 @@ def convert_gguf(path, sha256=None):
     del llm.config.quantization_config  # or save_pretrained refuses: the weights are plain float32 by now
     llm.hf_quantizer, llm.is_quantized = None, False
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    llm.save_pretrained(part)
-    tokenizer.save_pretrained(part)
     try:
+        save_model(llm, part)
+        tokenizer.save_pretrained(part)
         part.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(part)
-        if not folder.is_dir():
+    except OSError:
+        if not folder.is_dir():  # else another process was first
             raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def save_model(llm, folder):
+    """A transformers model -> its own files. Weights that everybody may read who may read the rest: safetensors keeps them to
+    their owner, which a folder that several people use could not have. Raises OSError, such as for a full disk."""
+    try:
+        llm.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    for weights in Path(folder).glob("*.safetensors"):
+        shutil.copymode(Path(folder) / "config.json", weights)
 
 
 def is_hub_id(name):

@@ -198,6 +198,8 @@ def parse(argv=None):
         raise BadInput("--max-tokens must be at least 1")
     if args.ask is not None and ("," in args.data or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise BadInput("--ask is for one process and one folder")
+    if args.ask is not None and (args.out or args.run or args.plot or args.drop_self):
+        raise BadInput("--ask measures nothing: leave out --out, --run, --plot and --drop-self")
     return args
 
 
@@ -214,6 +216,8 @@ def main(argv=None):
     if args.prompt is not None and args.model != "bm25":
         retriever.set_prompt(args.prompt)
     if args.max_tokens and args.model != "bm25":
+        if args.max_tokens > retriever.max_tokens and processes()[0] == 0:
+            print(f"{args.model} reads {retriever.max_tokens} tokens of a text, not {args.max_tokens}", file=sys.stderr)
         retriever.max_tokens = min(args.max_tokens, retriever.max_tokens)
     if corpus:
         from ask import ask, typed
@@ -244,7 +248,7 @@ def show(args, argv, retriever, results, runs, clock):
     """Write the files that were asked for, and print the tables."""
     if args.out:
         write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "max_tokens": getattr(retriever, "max_tokens", None),
-                              "metrics": results, "seconds": clock.seconds, **about_run("evaluate.py", argv)})
+                              "metrics": results, "seconds": clock.seconds, **about_run("evaluate.py", argv, getattr(retriever, "device", "cpu"))})
     if args.run:
         write_run(args.run, *runs.values(), "_".join(Path(args.model).resolve().name.split()))
     for name, values in results.items():

@@ -13,16 +13,14 @@ one that ends in spaces, has another embedding there. Left out: uploading it.
 """
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import tokenizers
 import torch
-from safetensors import SafetensorError
 
 from adapters import write_adapter
-from backbones import BACKBONES, is_hub_id, packaged_file
+from backbones import BACKBONES, is_hub_id, packaged_file, save_model
 from convert import making
 from files import BadInput, command, write_json
 from model import Retriever
@@ -65,13 +63,8 @@ def older_names(config):
 def write_weights(folder, retriever, dtype):
     """The backbone with its adapters folded in, without the vocabulary head, as AutoModel reads it."""
     merge(retriever)
-    try:
-        retriever.llm.base_model.to(getattr(torch, dtype)).save_pretrained(folder)
-    except SafetensorError as error:  # a full disk
-        raise OSError(str(error)) from None
+    save_model(retriever.llm.base_model.to(getattr(torch, dtype)), folder)
     write_json(folder / "config.json", older_names(json.loads((folder / "config.json").read_text())))
-    for weights in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
-        shutil.copymode(folder / "config.json", weights)
 
 
 # ------------------------------------------------------------------------------------------------- the tokenizer
@@ -264,9 +257,12 @@ def read_result(run):
     """RUN/result.json, or {} where there is none. Raises BadInput."""
     path = Path(run) / "result.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise BadInput(f"{path}: not JSON ({error})") from None
+    if result and not (isinstance(result, dict) and all(isinstance(result.get(part), dict) for part in ("config", "before", "after"))):
+        raise BadInput(f"{path}: not what train.py writes; remove it, and the card says that nothing is known of the training")
+    return result
 
 
 def export(run, out, adapter_only=False, dtype="float32"):

@@ -1,4 +1,5 @@
 """What a measured figure depends on: written beside every figure in results/."""
+import functools
 import os
 import platform
 import resource
@@ -23,29 +24,44 @@ def processor():
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), f"{platform.machine()} CPU")
 
 
-def about_run(script, argv):
-    """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line)."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+@functools.cache
+def commit():
+    """The checkout's commit when this was first asked, as a run's clock does at its start; None without git."""
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
-        commit = git.stdout.strip() or None
     except OSError:  # git is not installed
-        commit = None
+        return None
+    return git.stdout.strip() or None
+
+
+def about_run(script, argv, device=None):
+    """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line).
+
+    device: the torch device that has computed; None: a GPU where there is one.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and str(device) != "cpu" else None
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
         "hardware": gpu or f"{processor()}, {os.cpu_count()} cores",
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,  # resident, on Linux
-        "commit": commit,
+        "commit": commit(),
         "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
     }
 
 
 class Clock:
-    """Seconds of a run's parts."""
+    """Seconds of a run's parts; of one that was interrupted, those of its earlier processes too, as far as they were kept."""
 
     def __init__(self):
         self.seconds, self.since = {}, time.perf_counter()
+        commit()  # while the run lasts, the checkout may change
 
     def lap(self, name):
+        """All since the last lap belongs to `name`."""
         now = time.perf_counter()
-        self.seconds[name], self.since = round(now - self.since, 2), now
+        self.add({name: now - self.since})
+        self.since = now
+
+    def add(self, seconds):
+        for name, value in seconds.items():
+            self.seconds[name] = round(self.seconds.get(name, 0) + value, 2)

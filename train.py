@@ -277,6 +277,7 @@ def carry_out(run, out, first, clock, argv):
     if about:
         training.load(tensors, about)
         before, scores = about["before"], about["scores"]
+        clock.add(about["seconds"])
     if first and config.resume:
         print(f"resuming {out} after step {len(training.curve)} of {config.steps}", flush=True)
     if not about:
@@ -291,9 +292,10 @@ def carry_out(run, out, first, clock, argv):
         write_json(out / "heads.json", {"heads": run.heads, "scores": scores})
 
     def save(training):
+        clock.lap("train")
         if first:
             write_checkpoint(out, len(training.curve), training.tensors(), {
-                "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores})
+                "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores, "seconds": clock.seconds})
 
     with open(out / "metrics.jsonl" if first else os.devnull, "w", buffering=1) as file:  # a line at a time
         file.writelines(json.dumps(record) + "\n" for record in training.curve)

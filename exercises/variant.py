@@ -41,6 +41,6 @@ def run_variant(kind, script, flags, argv=None):
         after = measured(run, out)
         clock.lap("evaluate after")
         write_json(out / "result.json", {"before": before, "after": after, "config": dataclasses.asdict(config), "seconds": clock.seconds,
-                                         **about_run(script, argv), "curve": training.curve})
+                                         **about_run(script, argv, run.retriever.device), "curve": training.curve})
         rows = {f"{name} {label}": values[name] for name in run.collections for label, values in (("before", before), ("after", after))}
         print(table(rows) if rows else f"saved in {out}")

@@ -384,6 +384,21 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(flags, says, coll
     assert set(tmp_path.iterdir()) == before
 
 
+def test_more_tokens_than_a_model_reads_are_told(collection_folder, tiny_folder, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    evaluate.main(["--model", tiny_folder, "--data", str(collection_folder), "--device", "cpu", "--max-tokens", "600", "--out", str(out)])
+    assert f"{tiny_folder} reads 512 tokens of a text, not 600" in capsys.readouterr().err and json.loads(out.read_text())["max_tokens"] == 512
+
+
+@pytest.mark.parametrize("flag", [["--out", "x.json"], ["--run", "x.trec"], ["--plot", "x.png"], ["--drop-self"]])
+def test_a_question_measures_nothing(collection_folder, tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(BadInput, match=f"--ask measures nothing: leave out .*{flag[0]}"):
+        evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--ask", "what?", *flag])
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_one_process_asks(monkeypatch, collection_folder):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(BadInput, match="--ask is for one process and one folder"):

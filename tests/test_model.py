@@ -3,6 +3,7 @@ import json
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import adapters
+import backbones
 import peers
 from backbones import convert_gguf
 from conftest import ROOT, save_tiny, tiny_llm, tiny_tokenizer
@@ -273,6 +275,30 @@ def test_a_damaged_weight_file_is_refused(tmp_path):
     (tmp_path / "weights.gguf").write_bytes(b"GGUF, or so it says")
     with pytest.raises(BadInput, match="damaged"):
         convert_gguf(tmp_path / "weights.gguf", sha256="0" * 64)
+
+
+def test_a_conversion_that_found_no_room_leaves_nothing_and_a_whole_one_can_be_read_by_all(tmp_path, monkeypatch):
+    class Packed:
+        def from_pretrained(*where, **how):
+            llm = tiny_llm()
+            llm.config.quantization_config = {}
+            if room:
+                return llm
+            llm.save_pretrained = lambda folder: (folder.mkdir(parents=True), (folder / "model.safetensors").touch(), save_file({}, "/none/x"))
+            return llm
+
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "AutoModelForCausalLM", Packed)
+    monkeypatch.setattr(backbones.AutoTokenizer, "from_pretrained", lambda *where, **how: tiny_tokenizer())
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF")
+    room = False
+    with pytest.raises(OSError, match="No such file"):
+        convert_gguf(tmp_path / "weights.gguf")
+    assert not list((tmp_path / "cache").iterdir())
+    room = True
+    folder = Path(convert_gguf(tmp_path / "weights.gguf"))
+    assert list((tmp_path / "cache").iterdir()) == [folder] and folder.name.startswith("weights-")
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def test_half_precision_backbones_keep_float32_adapters_and_embeddings():

@@ -1,6 +1,7 @@
 """What a figure depends on, where a machine tells it and where it does not."""
 import os
 import platform
+import types
 
 import pytest
 
@@ -18,3 +19,21 @@ def test_the_processor_has_its_name(tmp_path, monkeypatch, told, expected):
     monkeypatch.setattr(record, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(record.torch.cuda, "is_available", lambda: False)
     assert record.about_run("train.py", [])["hardware"] == f"{expected}, {os.cpu_count()} cores"
+
+
+def test_the_hardware_is_what_computed(monkeypatch):
+    monkeypatch.setattr(record.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(record.torch.cuda, "get_device_name", lambda: "Some GPU")
+    told = {device: record.about_run("train.py", [], device)["hardware"] for device in (None, "cuda:0", "cpu")}
+    assert told[None] == told["cuda:0"] == "Some GPU" and told["cpu"].endswith(" cores")
+
+
+def test_the_commit_is_that_of_the_start(monkeypatch):
+    commits = iter(["first\n", "second\n"])
+    monkeypatch.setattr(record.subprocess, "run", lambda *command, **how: types.SimpleNamespace(stdout=next(commits)))
+    record.commit.cache_clear()
+    try:
+        record.Clock()
+        assert record.about_run("train.py", [])["commit"] == "first" and next(commits) == "second\n"
+    finally:
+        record.commit.cache_clear()
