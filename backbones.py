@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -78,8 +77,7 @@ def convert_gguf(path, sha256=None):
     llm.hf_quantizer, llm.is_quantized = None, False
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        save_model(llm, part)
-        tokenizer.save_pretrained(part)
+        save_model(llm, part, tokenizer)
         part.rename(folder)
     except OSError:
         if not folder.is_dir():  # else another process was first
@@ -89,13 +87,16 @@ def convert_gguf(path, sha256=None):
     return folder
 
 
-def save_model(llm, folder):
-    """A transformers model -> its own files. Weights that everybody may read who may read the rest: safetensors keeps them to
-    their owner, which a folder that several people use could not have. Raises OSError, such as for a full disk."""
+def save_model(llm, folder, tokenizer=None):
+    """A transformers model, and its tokenizer -> their own files. Raises OSError, such as for a full disk.
+
+    safetensors makes files that nobody but their owner may read; here they get config.json's mode, for folders that are shared."""
     try:
         llm.save_pretrained(folder)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors and tokenizers have none of their own for a full disk
+        raise OSError(f"{folder}: cannot be written ({error})") from None
     for weights in Path(folder).glob("*.safetensors"):
         shutil.copymode(Path(folder) / "config.json", weights)
 
@@ -160,6 +161,8 @@ def load_weights(name, auto_class, device="auto", dtype="auto", tokenizer_from=N
         missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)  # no pooling here uses a pooler
         if missing:  # or they would be random
             raise BadInput(f"cannot load the backbone {name!r}: {len(missing)} weights are not in its files, such as {missing[0]}")
+        for key in report["missing_keys"]:  # a pooler's, which transformers has drawn at random: a model is the same in every process
+            model.get_parameter(key).data.zero_()
         if damaged := next((key for key, p in model.named_parameters() if not p.isfinite().all()), None):
             raise BadInput(f"cannot load the backbone {name!r}: its weights are damaged, {damaged} has values that are no numbers")
         if tokenizer.vocab_size > (known := len(model.get_input_embeddings().weight)):

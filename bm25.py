@@ -101,9 +101,11 @@ class BM25:
         return torch.from_numpy(scores), torch.from_numpy(indices)
 
 
-def ordered(corpus, order):
-    """{id: text} -> its ids as train.py's --order has them: "file", or "bm25", a chain()."""
-    return chain(corpus) if order == "bm25" else list(corpus)
+def ordered(corpus, examples, order):
+    """{id: text} -> the ids of the examples' documents as train.py's --order has them: "file", or "bm25", a chain()."""
+    named = {e.document for e in examples}
+    own = {d: text for d, text in corpus.items() if d in named}
+    return chain(own) if order == "bm25" else list(own)
 
 
 def chain(corpus, depth=32):

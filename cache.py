@@ -8,6 +8,7 @@ DIGEST one of the chunk's texts. Nothing can therefore be stale and still be fou
 after a kill -9 it is there whole, or not at all.
 """
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,10 +19,12 @@ import torch
 from files import BadInput, replacing, write_json
 
 
-def digest(*parts):
-    """sha256 of byte strings or texts, each preceded by its length, so that no two lists of parts read the same."""
+def digest(*parts, more=()):
+    """sha256 of byte strings or texts, each preceded by its length, so that no two lists of parts read the same.
+
+    more: an iterable of further parts, which are held one at a time."""
     sha = hashlib.sha256()
-    for part in parts:
+    for part in itertools.chain(parts, more):
         part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
@@ -35,8 +38,8 @@ def tensor_bytes(tensor):
 def identity(retriever, kind):
     """A digest of everything but the text that decides an embedding."""
     off = tuple(f"{name}.lora_" for name, layer in retriever.adapters().items() if not layer.enabled)  # of no effect now
-    weights = [x for name, tensor in retriever.llm.state_dict().items() if not name.startswith(off)
-               for x in (name, str(tensor.dtype), tensor_bytes(tensor))]
+    weights = (x for name, tensor in retriever.llm.state_dict().items() if not name.startswith(off)
+               for x in (name, str(tensor.dtype), tensor_bytes(tensor)))
     tokenizer = retriever.tokenizer
     if backend := getattr(tokenizer, "backend_tokenizer", None):
         reads = json.loads(backend.to_str())
@@ -48,7 +51,7 @@ def identity(retriever, kind):
                 "pooling": retriever.pooling, "normalize": retriever.normalize, "config": config, "tokenizer": reads,
                 "eos": tokenizer.eos_token_id, "truncation_side": tokenizer.truncation_side,
                 "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
-    return digest(json.dumps(settings, sort_keys=True, default=str), *weights)
+    return digest(json.dumps(settings, sort_keys=True, default=str), more=weights)
 
 
 class Cache:
@@ -88,7 +91,7 @@ class Cache:
             return None
         try:
             stored = np.load(path, mmap_mode="c", allow_pickle=False)
-            if stored.shape != (count, self.retriever.llm.config.hidden_size) or stored.dtype != np.float32:
+            if stored.shape != (count, self.retriever.width) or stored.dtype != np.float32:
                 raise ValueError("another shape")
         except Exception as error:  # numpy's parser of a damaged header raises whatever Python's does
             print(f"{path}: damaged, made anew ({error})", file=sys.stderr)

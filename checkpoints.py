@@ -10,6 +10,7 @@ the one before it serves. Pools, head scores and the learning rate depend on see
 exists: the loop draws no random numbers of its own.
 """
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -92,11 +93,11 @@ def identity(run):
     """{name: value} of what a run depends on, and what a checkpoint must have been made with to be resumed."""
     config = {f"--{name.replace('_', '-')}": value for name, value in vars(run.config).items()
               if name not in NO_MATTER}
-    texts = [x for item in run.corpus.items() for x in item] + [x for e in run.examples for x in vars(e).values()]
-    weights = [x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
-               if "lora_" not in name for x in (name, tensor_bytes(tensor))]
+    texts = itertools.chain((x for item in run.corpus.items() for x in item), (x for e in run.examples for x in vars(e).values()))
+    weights = (x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
+               if "lora_" not in name for x in (name, tensor_bytes(tensor)))
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    return {**config, "the data": digest(*texts), "the backbone": digest(*weights), "the number of processes": processes()[1],
+    return {**config, "the data": digest(more=texts), "the backbone": digest(more=weights), "the number of processes": processes()[1],
             "torch": torch.__version__, "transformers": transformers.__version__, "the code": digest(*code)}
 
 

@@ -212,7 +212,7 @@ def main(argv=None):
         raise BadInput("--keep opens the adapter with peft, which is not installed: pip install -r requirements-peers.txt")
     figures = examine(args)
     if args.out:
-        write_json(args.out, {**about_run("checkup.py", argv), "threads": torch.get_num_threads(), **figures})
+        write_json(args.out, {**about_run("checkup.py", argv, "cpu"), "threads": torch.get_num_threads(), **figures})
     wrong = faults(figures)
     for line in wrong:
         print(f"checkup.py: {line}", file=sys.stderr)

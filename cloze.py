@@ -23,7 +23,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:[-'’]\w+)*")
-END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|\s*\n\s*")  # where a sentence may end
+END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|(?<!\s)\s*\n\s*")  # where a sentence may end; each run is tried once, from its start
 MARK = re.compile(r"[,;:()\[\]—–\"“”]| - ")  # where a clause may end
 BLANK = "___"
 KINDS = ("name", "number", "phrase", "term")  # single terms last: a sentence says most of them by itself

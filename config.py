@@ -78,6 +78,8 @@ def parse(argv=None):
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
     if config.pool < 2 or config.embed_chunk < 0 or config.save_every < 0:
         raise BadInput("--pool must be at least 2, --embed-chunk and --save-every 0 or more")
+    if config.checkpoint and config.compile:  # transformers checkpoints inside of what would be compiled
+        raise BadInput("--checkpoint and --compile do not go together: nothing would be compiled")
     if not 0 <= config.final_temperature < math.inf:
         raise BadInput("--final-temperature must be 0 or more")
     if config.plot:

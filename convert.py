@@ -6,8 +6,8 @@
     python data.py split my_data cut --share .06                      # cut/train, and cut/dev to choose settings on
 
 Each makes a whole folder or nothing, and says what it left out and why. Files may be compressed (`.gz`). Rows and
-documents are read and written one at a time, except that SQuAD's file is a single JSON document, which is read whole,
-and that BM25 needs the whole corpus. Left out: parquet.
+documents are read and written one at a time, except that SQuAD's file is a single JSON document, which is read whole, that
+BM25 needs the whole corpus, that qrels holds the queries and answers, and split the texts of a folder. Left out: parquet.
 """
 import json
 import os
@@ -229,9 +229,10 @@ def flat(text):
 
 
 def stands(target, document):
-    """Whether a target stands literally in a document, in whole words: "Po" in "The po.", not in "Pole"."""
+    """Whether a target stands literally in a document, in whole words and numbers: "Po" in "The po.", not in "Pole"; "400" not in "1,400"."""
     words = flat(target)
-    left, right = (r"\b" if re.match(r"\w", edge) else "" for edge in (words[0], words[-1]))
+    left = r"(?<!\w)" * bool(re.match(r"\w", words[0])) + r"(?<!\d[.,])" * words[0].isdigit()
+    right = r"(?!\w)" * bool(re.match(r"\w", words[-1])) + r"(?![.,]\d)" * words[-1].isdigit()
     return re.search(left + re.escape(words) + right, flat(document)) is not None
 
 

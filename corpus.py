@@ -37,7 +37,7 @@ def read_documents(path):
     if not name.endswith((".jsonl", ".txt")):
         raise BadInput(f"{path}: expected a .jsonl file with _id, title and text, a .txt file with blank lines between "
                        "documents, or a folder with a corpus.jsonl")
-    documents, last = {}, -1
+    documents, lines, last = {}, [], -1
     if name.endswith(".jsonl"):
         for _, row in read_texts(path, documents):
             documents[row["_id"]] = row["title"], row["text"]
@@ -47,10 +47,11 @@ def read_documents(path):
                 line = line.decode().rstrip()
             except UnicodeDecodeError as error:
                 raise BadInput(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
-            new = number > last + 1  # blank lines are not in between
-            key = str(len(documents) + new)
-            documents[key] = "", line if new else f"{documents[key][1]}\n{line}"
+            if number > last + 1:  # blank lines are in between
+                lines.append([])
+            lines[-1].append(line)
             last = number
+        documents = {str(number): ("", "\n".join(own)) for number, own in enumerate(lines, 1)}
     if not documents:
         raise BadInput(f"{path}: empty")
     return documents

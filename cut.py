@@ -30,7 +30,7 @@ def unread(examples, corpus, prompts):
     A target that stands nowhere in its document, such as "yes", is not among them: the LLM may infer it."""
     whole, read = {}, {}  # of the documents that are cut
     for d in {e.document for e in examples}:
-        if len(prompts.tokenize(" " + corpus[d])) > prompts.document_tokens:
+        if len(prompts.document(corpus[d])) > prompts.document_tokens:
             whole[d], read[d] = folded(corpus[d]), folded(visible(prompts, corpus[d]))
     return [e for e in examples if folded(e.target) in whole.get(e.document, "") and folded(e.target) not in read[e.document]]
 

@@ -16,6 +16,7 @@ import json
 import random
 import sys
 import zlib
+from array import array
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,17 +254,21 @@ class Prompts:
         self.tokenizer, self.document_tokens = tokenizer, document_tokens
         self.ids, self.truncated = {}, set()
 
-    def tokenize(self, text):
+    def tokenize(self, text, most=None):
         if text not in self.ids:
-            self.ids[text] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return self.ids[text]
+            self.ids[text] = array("i", self.tokenizer(text, add_special_tokens=False).input_ids[:most])
+        return self.ids[text].tolist()
+
+    def document(self, text):
+        """The tokens of a document that are read, and the one behind them where it is longer."""
+        return self.tokenize(" " + text, self.document_tokens + 1)
 
     def context(self, documents):
         """K texts -> input_ids (1, L) and document_of (L,): k inside document k, else -1."""
         ids = self.tokenizer(INTRODUCTION).input_ids  # with the tokenizer's own first token, where it has one
         document_of = [-1] * len(ids)
         for k, text in enumerate(documents):
-            body = self.tokenize(" " + text)
+            body = self.document(text)
             if len(body) > self.document_tokens:
                 self.truncated.add(text)
             piece = self.tokenize(DOCUMENT.format(number=k + 1)) + body[: self.document_tokens] + self.tokenize("\n\n")

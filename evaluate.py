@@ -198,8 +198,8 @@ def parse(argv=None):
         raise BadInput("--max-tokens must be at least 1")
     if args.ask is not None and ("," in args.data or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise BadInput("--ask is for one process and one folder")
-    if args.ask is not None and (args.out or args.run or args.plot or args.drop_self):
-        raise BadInput("--ask measures nothing: leave out --out, --run, --plot and --drop-self")
+    if args.ask is not None and (args.out or args.run or args.plot or args.drop_self or args.split != parser.get_default("split")):
+        raise BadInput("--ask measures nothing: leave out --split, --out, --run, --plot and --drop-self")
     return args
 
 

@@ -128,7 +128,7 @@ def write_settings(folder, retriever):
     write_json(folder / "sentence_bert_config.json", {
         "max_seq_length": None if retriever.max_tokens >= UNLIMITED else retriever.max_tokens, "do_lower_case": False})
     write_json(folder / "1_Pooling" / "config.json", {
-        "word_embedding_dimension": retriever.llm.config.hidden_size, "pooling_mode_cls_token": retriever.pooling == "cls",
+        "word_embedding_dimension": retriever.width, "pooling_mode_cls_token": retriever.pooling == "cls",
         "pooling_mode_mean_tokens": retriever.pooling == "mean", "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False, "pooling_mode_weightedmean_tokens": False,
         "pooling_mode_lasttoken": retriever.pooling == "lasttoken", "include_prompt": True})
@@ -240,7 +240,7 @@ def write_card(folder, title, retriever, result, adapter_only):
         front=front_matter(retriever, adapter_only), title=title, base=base,
         how=" " + HOW[objective] if objective in HOW else "; how it was trained is not recorded.",
         licence=f" (licence: {known.licence}, which holds for this model too)" if known else "; its licence holds for this model too",
-        width=retriever.llm.config.hidden_size, pooling={"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}[retriever.pooling],
+        width=retriever.width, pooling={"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}[retriever.pooling],
         norm="unit norm" if retriever.normalize else "compared by their inner product",
         tokens="texts are not cut" if retriever.max_tokens >= UNLIMITED else f"texts are cut at {retriever.max_tokens} tokens",
         needs=f"    # reads the base, {base}, and needs peft" if adapter_only else "",
@@ -256,12 +256,16 @@ def write_card(folder, title, retriever, result, adapter_only):
 def read_result(run):
     """RUN/result.json, or {} where there is none. Raises BadInput."""
     path = Path(run) / "result.json"
+    if not path.is_file():
+        return {}
     try:
-        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{path}: not JSON ({error})") from None
-    if result and not (isinstance(result, dict) and all(isinstance(result.get(part), dict) for part in ("config", "before", "after"))):
-        raise BadInput(f"{path}: not what train.py writes; remove it, and the card says that nothing is known of the training")
+    try:
+        measured(result), trained(result)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise BadInput(f"{path}: not what train.py writes; without it the card says that nothing is known of the training") from None
     return result
 
 

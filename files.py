@@ -21,7 +21,7 @@ def brief(error, length=None):
 
 def command(main):
     """Run a script's main(): 2 and one line for bad input and for what the system refuses (a full disk, a name that is too
-    long), 130 when interrupted."""
+    long, more memory than there is), 130 when interrupted."""
     try:
         if any(re.search("[\ud800-\udfff]", argument) for argument in sys.argv):  # bytes that Python could not decode
             raise BadInput("an argument is not UTF-8 text")
@@ -29,8 +29,18 @@ def command(main):
     except (BadInput, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {brief(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not no_memory(error):
+            raise
+        print(f"{Path(sys.argv[0]).name}: not enough memory: {brief(error, 160)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def no_memory(error):
+    """Does torch say by this RuntimeError that memory was asked for and not there?"""
+    return re.search("out of memory|can't allocate memory", str(error)) is not None
 
 
 def numbered(file, path, longest=LONGEST):

@@ -27,6 +27,9 @@ def checkpoint_layers(llm):
     llm.disable_input_require_grads()  # else the judge would have a graph below its first injected layer
     for layer in layers_of(llm):
         layer.training = True  # transformers checkpoints in training only; what is inside stays in eval mode
+        for name, value in list(vars(layer).items()):
+            if "drop" in name and isinstance(value, float):  # some, such as OPT's, drop out by themselves
+                setattr(layer, name, 0.0)
 
 
 def compile_layers(llm, backend="inductor"):

@@ -120,7 +120,7 @@ class Lesson:
             ids = self.run.tokenize([text], kind)[0]
             yield f"{kind:8}  {len(ids):2} tokens   {self.decode(ids[:10])} ... {self.decode(ids[-12:])}"
         tau, below = self.run.temperature, self.s - self.s.max()
-        yield f"\n{self.run.retriever.llm.config.hidden_size} numbers for each text, together a vector of length 1; tau = {tau}\n"
+        yield f"\n{self.run.retriever.width} numbers for each text, together a vector of length 1; tau = {tau}\n"
         yield self.table({"s": texts(self.s, ".4f"), "(s - largest) / tau": texts(below / tau, ".2f"), "w": texts(self.w)})
 
     def prompt(self):

@@ -12,6 +12,9 @@ from attention import AT_ONCE, Enough, Packing, ReadTexts, Reading, forward, rea
 from inject import check_llm, pack
 
 
+LOGITS = 2**28  # that are held at once, in float32
+
+
 class KeepTexts(ReadTexts):
     """Texts read side by side, whose keys and values are kept: per layer (H_kv, K, M, d)."""
 
@@ -62,7 +65,9 @@ def log_likelihoods(llm, contexts, input_ids, target_mask):
     documents = KeepTexts(packing, llm.config.get_text_config().num_hidden_layers)
     forward(llm, documents, torch.tensor([i for ids in contexts for i in ids], device=llm.device), packing.positions)
     absent = torch.arange(packing.token_at.shape[1], device=llm.device) >= lengths[:, None]
-    at_once = max(1, AT_ONCE[llm.device.type] // len(questions.input_ids))
+    logits = max(len(questions.targets) * llm.get_output_embeddings().weight.shape[0],  # of one document, at the end or in attention
+                 llm.config.get_text_config().num_attention_heads * len(questions.input_ids) * absent.shape[1])
+    at_once = max(1, min(AT_ONCE[llm.device.type] // len(questions.input_ids), LOGITS // logits))
     columns = []
     for some in (slice(start, start + at_once) for start in range(0, len(contexts), at_once)):
         own = lengths[some]

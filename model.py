@@ -128,6 +128,12 @@ class Retriever:
     def device(self):
         return self.llm.device
 
+    @property
+    def width(self):
+        """Components of an embedding; in some models, such as OPT-350M, not hidden_size."""
+        head = self.llm.get_output_embeddings()
+        return self.llm.config.hidden_size if head is None else head.weight.shape[1]
+
     def add_lora(self, rank, alpha, seed=0, targets=None):
         add_lora(self.llm, rank, alpha, seed, targets)
 
@@ -231,7 +237,7 @@ class Retriever:
         rows = self.tokenize(texts, kind) if len(texts) else []
         self.cut += sum(len(r) >= self.max_tokens for r in rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-        result = torch.empty(len(rows), self.llm.config.hidden_size)
+        result = torch.empty(len(rows), self.width)
         start = 0
         while start < len(order):
             longest, stop = len(rows[order[start]]), start + 1

@@ -16,7 +16,7 @@ BLUE, RED, GREY, PALE, GRID = "#0072b2", "#c8500a", "#6b6b6b", "#bdbdbd", "#e6e6
 COLOURS = (BLUE, "#d55e00", "#009e73", "#a8508c", "#8a6d00", "#444444")  # told apart by the colour-blind too
 DASHES = ("-", "--", "-.", ":")
 LOOK = {"font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": GREY, "axes.axisbelow": True, "grid.color": GRID, "legend.frameon": False, "figure.dpi": DPI}
+        "axes.edgecolor": GREY, "axes.axisbelow": True, "grid.color": GRID, "legend.frameon": False, "figure.dpi": DPI, "text.parse_math": False}
 FORMATS = (".png", ".svg", ".pdf")
 LOSSES = {"dream": "NLL of the answer, eq (5)", "infonce": "cross-entropy on the source", "replug": "KL divergence",
           "emdr": "NLL, marginal over documents"}
@@ -61,6 +61,7 @@ def check_picture(path):
         raise BadInput(f"{path}: the name of a picture ends in {', '.join(FORMATS)}")
 
 
+@drawing
 def save(figure, path):
     """Write a Figure as the ending of its name says, whole or not at all. Raises BadInput."""
     check_picture(path)

@@ -46,6 +46,9 @@ def read_results(paths):
         own = result.get("config", {})
         name = path.resolve().parent.name if path.name == "result.json" else path.stem
         name = name.removesuffix(f"-{own.get('seed')}")
+        for other in groups.get(name, []):
+            if ("curve" in other) != ("curve" in result):
+                raise BadInput(f"{path}: a training run is called {name!r}, and an evaluation too; rename one")
         for other in (r.get("config", {}) for r in groups.get(name, [])):
             if own.get("seed") == other.get("seed") or any(own[k] != other[k] for k in own.keys() & other.keys() - {"seed", "dtype", *NO_MATTER}):
                 raise BadInput(f"{path}: another run is called {name!r} too, but has the same seed or other options; rename one")
@@ -105,7 +108,7 @@ def weights_of(run, data="", question="0", retriever=None, device="auto"):
     data = data or config["data"]
     example, examples = find_question(data, question)
     corpus = load_corpus(data)
-    pools = make_pools(examples, ordered(corpus, config.get("order")), config["pool"], 1, config["neighbours"], config["seed"])
+    pools = make_pools(examples, ordered(corpus, examples, config.get("order")), config["pool"], 1, config["neighbours"], config["seed"])
     documents = next(pool.documents for pool in pools if example.document in pool.documents)
     titles = {row["_id"]: row.get("title") or row["text"] for _, row in read_jsonl(find_file(data, "corpus.jsonl"), "_id", "text")}
     temperature = config.get("final_temperature") or config["temperature"]
@@ -173,7 +176,7 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    check_picture(getattr(args, "out", ".png"))
+    check_picture(getattr(args, "out", PICTURES[0]))
     if args.picture == "run":
         print(*plot_run(args.run, data=args.data), sep="\n")
         return

@@ -53,8 +53,12 @@ class Clock:
     """Seconds of a run's parts; of one that was interrupted, those of its earlier processes too, as far as they were kept."""
 
     def __init__(self):
-        self.seconds, self.since = {}, time.perf_counter()
+        self.laps, self.since = {}, time.perf_counter()
         commit()  # while the run lasts, the checkout may change
+
+    @property
+    def seconds(self):
+        return {name: round(value, 2) for name, value in self.laps.items()}
 
     def lap(self, name):
         """All since the last lap belongs to `name`."""
@@ -62,6 +66,6 @@ class Clock:
         self.add({name: now - self.since})
         self.since = now
 
-    def add(self, seconds):
-        for name, value in seconds.items():
-            self.seconds[name] = round(self.seconds.get(name, 0) + value, 2)
+    def add(self, laps):
+        for name, value in laps.items():
+            self.laps[name] = self.laps.get(name, 0) + value

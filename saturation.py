@@ -17,7 +17,7 @@ import torch
 from files import BadInput, check_file, command, write_json
 from inject import score_heads, target_nll
 from objectives import BETA, document_likelihoods
-from record import about_run
+from record import about_run, commit
 from train import Run, parse
 
 SHARES = (1 / 16, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -80,6 +80,7 @@ def main(argv=None):
         raise BadInput(f"--pools must be at least 1, not {args.pools}")
     if args.out:
         check_file(args.out)
+    commit()  # now, not when all is measured
     run = Run(parse(flags))
     run.choose_heads()
     found, masses = measure(run, args.pools)
@@ -89,7 +90,7 @@ def main(argv=None):
             print(f"  {share:>7s}  " + "  ".join(f"{name} {loss:7.3f}" for name, loss in row.items()))
     print("attention of the chosen heads, untouched: " + ", ".join(f"{where} {mass:.3f}" for where, mass in masses.items()))
     if args.out:
-        write_json(args.out, {**about_run("saturation.py", argv), "seed": run.config.seed, "pools": args.pools, "losses": found, "attention": masses})
+        write_json(args.out, {**about_run("saturation.py", argv, run.retriever.device), "seed": run.config.seed, "pools": args.pools, "losses": found, "attention": masses})
 
 
 if __name__ == "__main__":

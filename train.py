@@ -30,7 +30,7 @@ from checkpoints import Stop, check_folder, claim, clear, finished, identity, ne
 from config import Config, changes, learning_rate, parse, temperature
 from cut import readable
 from data import Pool, Prompts, find_qrels, load_collections, load_corpus, load_examples, make_pools
-from files import BadInput, command, write_json
+from files import BadInput, brief, command, no_memory, write_json
 from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone
@@ -74,9 +74,9 @@ class Run:
             if config.compile:
                 compile_layers(llm)
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
-        self.order = ordered(self.corpus, config.order)  # of documents, for make_pools
         self.heads, self.rows, self.temperature, self.embeddings = None, {}, config.temperature, set()
         self.check()
+        self.order = ordered(self.corpus, self.examples, config.order)  # of documents, for make_pools
 
     def judge(self):
         """The frozen LLM, as a context: the retriever's own weights without adapters, or another model."""
@@ -221,8 +221,8 @@ class Training:
 
 def train(run, log=lambda record: None, save=None, training=None):
     """The loop, from where `training` is to the last step. log(record) is called once a step, save(training) now and then:
-    every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), and when a step's loss is not a number.
-    Without it nothing is kept."""
+    every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), when a step's loss is not a number and when
+    there is not enough memory for it (then BadInput). Without it nothing is kept."""
     keep = save or (lambda training: None)
     training, config = training or Training(run), run.config
     done, warned = len(training.curve), None
@@ -235,6 +235,12 @@ def train(run, log=lambda record: None, save=None, training=None):
             except BadInput:
                 keep(training)  # as the last good step has left it
                 raise
+            except RuntimeError as error:
+                if not no_memory(error):
+                    raise
+                keep(training)
+                raise BadInput(f"step {len(training.curve) + 1}: {brief(error, 100)}; --resume goes on where there is more memory; "
+                               "--checkpoint, --embed-chunk or a smaller --pool need less, from the start") from None
             log(record)
             bar.update()
             bar.set_postfix({name: f"{record[name]:.3f}" for name in ("loss", "source_weight")}, lr=f"{record['lr']:.1e}")
@@ -277,7 +283,7 @@ def carry_out(run, out, first, clock, argv):
     if about:
         training.load(tensors, about)
         before, scores = about["before"], about["scores"]
-        clock.add(about["seconds"])
+        clock.add(about["laps"])
     if first and config.resume:
         print(f"resuming {out} after step {len(training.curve)} of {config.steps}", flush=True)
     if not about:
@@ -295,7 +301,7 @@ def carry_out(run, out, first, clock, argv):
         clock.lap("train")
         if first:
             write_checkpoint(out, len(training.curve), training.tensors(), {
-                "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores, "seconds": clock.seconds})
+                "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores, "laps": clock.laps})
 
     with open(out / "metrics.jsonl" if first else os.devnull, "w", buffering=1) as file:  # a line at a time
         file.writelines(json.dumps(record) + "\n" for record in training.curve)

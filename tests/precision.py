@@ -18,7 +18,7 @@ from data import Collection, load_collection
 from evaluate import compute_metrics, retrieve
 from files import command, write_json
 from model import Retriever
-from record import about_run
+from record import about_run, commit
 
 METRIC = "ndcg@10"
 
@@ -59,10 +59,11 @@ def main(argv=None):
     parser.add_argument("--data", default=str(ROOT / "classroom"))
     parser.add_argument("--out", default=str(ROOT / "results" / "precision.json"))
     args = parser.parse_args(argv)
+    commit()  # now, not when all is measured
     collection = reduced(args.data, args.queries)
     found = compare(lambda dtype: Retriever.load(args.backbone, device="cpu", dtype=dtype), collection)
     write_json(args.out, {"queries": len(collection.queries), "documents": len(collection.corpus), **found, "within noise": within_noise(found),
-                          **about_run("tests/precision.py", argv)})
+                          **about_run("tests/precision.py", argv, "cpu")})
     print(", ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()))
 
 

@@ -307,6 +307,10 @@ def test_half_a_retriever(out, tmp_path, collection_folder, files):
     assert message.startswith(f"{tmp_path}: not a whole retriever folder")
 
 
+def test_flags_that_exclude_each_other(flags, out):
+    assert "--checkpoint and --compile do not go together" in refused(train.main, out, *flags, "--checkpoint", "--compile")
+
+
 POSITIVE = ["--heads", "--temperature", "--questions", "--neighbours", "--document-tokens",
             "--steps", "--lr", "--lora-rank", "--accumulate"]
 
@@ -337,7 +341,7 @@ def test_wrong_flags_are_never_guessed(flags, out, capsys, collection_folder, ma
 @pytest.mark.parametrize("script, wrong, says", [
     ("evaluate.py", ["--model", "bm25", "--data", "broken", "--out", "out"], "corpus.jsonl:9:"),
     ("data.py", ["split", "broken", "out"], "corpus.jsonl:9:"), ("export.py", ["none", "out"], "none: no such folder")])
-def test_every_script_says_one_line_and_exits_with_2(tmp_path, monkeypatch, capsys, script, wrong, says):
+def test_a_script_run_as_a_command_says_one_line_and_exits_with_2(tmp_path, monkeypatch, capsys, script, wrong, says):
     with open(write_collection(tmp_path / "broken") / "corpus.jsonl", "a") as file:
         file.write("not JSON\n")
     monkeypatch.chdir(tmp_path)
@@ -348,6 +352,19 @@ def test_every_script_says_one_line_and_exits_with_2(tmp_path, monkeypatch, caps
     told = [line for line in said.err.replace("\r", "\n").split("\n") if line.strip() and "%|" not in line]
     assert stop.value.code == 2 and len(told) == 1 and told[0].startswith(f"{script}: ") and says in told[0]
     assert not said.out and not (tmp_path / "out").exists()
+
+
+def test_too_little_memory_is_one_line_and_another_error_is_not(monkeypatch, capsys):
+    def fails(message):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("sys.argv", ["evaluate.py"])
+    for message in ("CUDA out of memory. Tried to allocate", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nto allocate 9 bytes"):
+        with pytest.raises(SystemExit) as stop:
+            data.command(lambda: fails(message))
+        assert stop.value.code == 2 and capsys.readouterr().err == f"evaluate.py: not enough memory: {' '.join(message.split())}\n"
+    with pytest.raises(RuntimeError, match="shapes"):
+        data.command(lambda: fails("shapes"))
 
 
 @pytest.mark.parametrize("flag, value, says", [("--eval", "x" * 300, "File name too long"), ("--data", "x" * 300, "File name too long"), ("--out", "x" * 300, "too long"),

@@ -6,7 +6,8 @@ import tracemalloc
 import pytest
 import torch
 
-from bm25 import BM25, STOPWORDS, chain, stem, tokenize
+from bm25 import BM25, STOPWORDS, chain, ordered, stem, tokenize
+from data import Example
 
 WORDS = ["apple", "pie", "plum", "corn", "bread", "milk", "año", "42", "7up", "salt"]  # no stop word, ten stems
 
@@ -164,6 +165,14 @@ def test_a_chain_has_every_id_once():
     for corpus in ({}, {"ö": ""}, {"a": "...", "b": "the of"}, {str(i): "apple pie" for i in range(99)}):
         assert sorted(chain(corpus)) == sorted(corpus)
     assert chain({str(i): "apple pie" for i in range(99)}, depth=4) == [str(i) for i in range(99)]
+
+
+def test_documents_without_examples_are_no_links_of_a_chain():
+    """a and c are neighbours of b alone; without b, which no example names, a's next is d."""
+    corpus = {"a": "apple plum", "b": "apple plum corn rice", "c": "corn rice", "d": "apple nut"}
+    examples = [Example("?", "!", d) for d in ("d", "c", "a", "a")]
+    assert ordered(corpus, examples, "file") == ["a", "c", "d"] and ordered(corpus, examples, "bm25") == ["a", "d", "c"]
+    assert [d for d in chain(corpus) if d != "b"] == ["a", "c", "d"], "or the test says nothing"
 
 
 def test_similar_texts_are_adjacent_in_a_chain():

@@ -1,8 +1,8 @@
-"""Embeddings on disk: the same numbers, resumed after kill -9, never another model's."""
-
+"""Embeddings on disk: the same numbers, never another model's. What kill -9 leaves: test_faults.py."""
 import numpy as np
 import pytest
 import torch
+from transformers import BertForMaskedLM, RobertaForMaskedLM
 
 import evaluate
 from cache import Cache, digest, identity
@@ -73,6 +73,18 @@ def test_other_weights_other_tokens_and_other_kinds_have_other_keys():
 
 def test_texts_are_told_apart_wherever_they_are_cut():
     assert len({digest("ab", "c"), digest("a", "bc"), digest("abc"), digest("ab", "c", "")}) == 4
+    assert digest("ab", "c", "") == digest("ab", more=iter(["c", ""]))
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, RobertaForMaskedLM])
+def test_an_encoder_whose_files_lack_the_pooler_is_the_same_each_time(kind, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 257}
+    kind(kind.config_class(**sizes)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    one = Retriever.load(tmp_path, device="cpu")
+    torch.manual_seed(2)
+    assert "pooler.dense.weight" in one.llm.state_dict() and identity(one, "query") == identity(Retriever.load(tmp_path, device="cpu"), "query")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "rows", "text", "header", "zip"])

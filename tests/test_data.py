@@ -326,6 +326,7 @@ def test_long_documents_are_cut_and_counted_once():
         input_ids, document_of = prompts.context(texts)
         assert tokenizer.decode(input_ids[0, document_of == 1]) == "Document 2: abcd\n\n"
     assert prompts.truncated == {"abcdef"}
+    assert prompts.document("abcdefgh" * 999) == prompts.document("abcdef") and all(len(ids) <= 11 for ids in prompts.ids.values())  # no more is kept
 
 
 def test_suffixes_mask_the_targets():

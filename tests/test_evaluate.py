@@ -366,7 +366,8 @@ def test_a_prompt_and_a_length_on_the_command_line_decide_how_texts_are_read(col
     whole = evaluate.evaluate(retriever, collection)
     retriever.max_tokens = 30
     expected, found = evaluate.evaluate(retriever, collection), json.loads(out.read_text())
-    assert found["max_tokens"] == 30 and "8 texts reach 30 tokens" in capsys.readouterr().err  # documents, but no query
+    said = capsys.readouterr().err
+    assert found["max_tokens"] == 30 and "8 texts reach 30 tokens" in said and " reads " not in said  # documents, but no query
     assert {name: found["metrics"]["collection"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert whole["spread"] != pytest.approx(expected["spread"], abs=1e-3)
 
@@ -390,7 +391,7 @@ def test_more_tokens_than_a_model_reads_are_told(collection_folder, tiny_folder,
     assert f"{tiny_folder} reads 512 tokens of a text, not 600" in capsys.readouterr().err and json.loads(out.read_text())["max_tokens"] == 512
 
 
-@pytest.mark.parametrize("flag", [["--out", "x.json"], ["--run", "x.trec"], ["--plot", "x.png"], ["--drop-self"]])
+@pytest.mark.parametrize("flag", [["--out", "x.json"], ["--run", "x.trec"], ["--plot", "x.png"], ["--drop-self"], ["--split", "dev"]])
 def test_a_question_measures_nothing(collection_folder, tmp_path, monkeypatch, flag):
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())

@@ -256,7 +256,8 @@ def test_a_folder_that_is_there_is_left_alone(run, tmp_path):
 @pytest.mark.parametrize("files, message", [
     (None, "no such folder"), ({}, "cannot load the backbone"), ({"retriever.json": "{}"}, "not a whole retriever folder"),
     ({"retriever.json": "{half"}, "not a whole retriever folder"), ({"result.json": "{half"}, "result.json: not JSON"),
-    ({"result.json": '{"after": [1]}'}, "result.json: not what train.py writes")])
+    *(({"result.json": content}, "result.json: not what train.py writes") for content in (
+        "null", "[1]", '{"config": 1}', '{"after": [1]}', '{"config": {}, "before": {}, "after": {"x": {}}}'))])
 def test_a_bad_run_is_one_line_and_writes_nothing(files, message, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     if files is not None:

@@ -3,7 +3,6 @@ import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -278,25 +277,29 @@ def test_a_damaged_weight_file_is_refused(tmp_path):
 
 
 def test_a_conversion_that_found_no_room_leaves_nothing_and_a_whole_one_can_be_read_by_all(tmp_path, monkeypatch):
+    full = None
+
     class Packed:
         def from_pretrained(*where, **how):
-            llm = tiny_llm()
-            llm.config.quantization_config = {}
-            if room:
-                return llm
-            llm.save_pretrained = lambda folder: (folder.mkdir(parents=True), (folder / "model.safetensors").touch(), save_file({}, "/none/x"))
-            return llm
+            made = tiny_llm() if "dtype" in how else tiny_tokenizer()
+            if "dtype" in how:
+                made.config.quantization_config = {}
+                if full == "weights":
+                    made.save_pretrained = lambda folder: (folder.mkdir(parents=True), save_file({}, "/none/x"))
+            elif full == "tokenizer":
+                made.save_pretrained = lambda folder: made.backend_tokenizer.save("/none/x")
+            return made
 
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(backbones, "AutoModelForCausalLM", Packed)
-    monkeypatch.setattr(backbones.AutoTokenizer, "from_pretrained", lambda *where, **how: tiny_tokenizer())
+    monkeypatch.setattr(backbones, "AutoTokenizer", Packed)
     (tmp_path / "weights.gguf").write_bytes(b"GGUF")
-    room = False
-    with pytest.raises(OSError, match="No such file"):
-        convert_gguf(tmp_path / "weights.gguf")
-    assert not list((tmp_path / "cache").iterdir())
-    room = True
-    folder = Path(convert_gguf(tmp_path / "weights.gguf"))
+    for full in ("weights", "tokenizer"):  # what these libraries raise where they cannot write
+        with pytest.raises(OSError, match=r"\.part: cannot be written \(.*No such file"):
+            convert_gguf(tmp_path / "weights.gguf")
+        assert not list((tmp_path / "cache").iterdir())
+    full = None
+    folder = convert_gguf(tmp_path / "weights.gguf")
     assert list((tmp_path / "cache").iterdir()) == [folder] and folder.name.startswith("weights-")
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 

@@ -6,6 +6,7 @@ import torch
 
 import likelihoods
 import objectives
+from attention import forward
 from data import Pool
 from test_train import tiny_run
 
@@ -34,12 +35,15 @@ def softmax(row):
     return [math.exp(x) / total for x in row]
 
 
-@pytest.mark.parametrize("tokens", [4096, 1])  # all documents together, or one after the other
-def test_likelihoods_are_of_whole_targets_after_one_document_each(pooled, monkeypatch, tokens):
+@pytest.mark.parametrize("tokens, logits, passes", [(4096, 2**28, 2), (1, 2**28, 5), (4096, 1, 5)])  # all documents together, or one after the other
+def test_likelihoods_are_of_whole_targets_after_one_document_each(pooled, monkeypatch, tokens, logits, passes):
     monkeypatch.setitem(likelihoods.AT_ONCE, "cpu", tokens)
-    run, pool, _, expected = pooled
+    monkeypatch.setattr(likelihoods, "LOGITS", logits)
+    monkeypatch.setattr(likelihoods, "forward", lambda *given, **more: seen.append(given) or forward(*given, **more))
+    (run, pool, _, expected), seen = pooled, []
     with run.judge() as llm:
         found = objectives.document_likelihoods(run, llm, pool)
+    assert len(seen) == passes
     torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4)
     assert not found.requires_grad
 

@@ -1,6 +1,7 @@
 """Pictures: what is drawn is what was measured."""
 import builtins
 import json
+import shutil
 import statistics
 
 import pytest
@@ -107,13 +108,32 @@ def test_commands_write_whole_pictures(runs, tmp_path, tiny_folder, monkeypatch)
     drawn = []
     assert {path.name for path in (runs / "dream-0").glob("*.png")} == {"curves.png", "heads.png", "weights.png", "bars.png"}
     assert not list((runs / "dream-1").glob("*.png"))
+    (other := tmp_path / "other").mkdir()
+    shutil.copytree(runs / "dream-1", other / "run")
+    plot.main(["run", str(other / "run")])
+    assert {path.name for path in (other / "run").glob("*.png")} == {"curves.png", "heads.png", "weights.png", "bars.png"}
     plot.main(["curves", str(runs / "dream-0"), "--out", str(tmp_path / "curves.svg")])
     evaluate.main(["--model", tiny_folder, "--data", str(runs / "collection"), "--device", "cpu", "--plot", str(tmp_path / "bars.png")])
     monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append([label.get_text() for label in figure.axes[0].get_yticklabels()]))
     evaluate.main(["--model", "bm25", "--data", str(runs / "collection"), "--plot", str(tmp_path / "bm25.png")])
     assert drawn == [["BM25"]]  # once: a model is not its own baseline
     assert (tmp_path / "curves.svg").read_text().rstrip().endswith("</svg>")
-    assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG" and len(list(tmp_path.iterdir())) == 2
+    assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG" and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_dollar_is_a_dollar(tmp_path):
+    """And no beginning of a formula, in a title that the collection gives and in a name on an axis."""
+    pictures.save(pictures.weights(["from $5 to $10", "C:\\$x$ \\frac $"], torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]), 0, "$5% of {x$?", 0.02),
+                  tmp_path / "weights.svg")
+    pictures.save(pictures.bars({"a $b$": {"c $\\frac$": [0.5]}}), tmp_path / "bars.svg")
+    assert "from $5 to $10" in (tmp_path / "weights.svg").read_text() and "c $\\frac$" in (tmp_path / "bars.svg").read_text()
+
+
+def test_a_training_run_and_an_evaluation_of_one_name_are_not_two_seeds(runs, tmp_path):
+    (tmp_path / "dream.json").write_text(json.dumps({"metrics": {"collection": {"ndcg@10": 0.7}}}))
+    for pair in ([runs / "dream-0", tmp_path / "dream.json"], [tmp_path / "dream.json", runs / "dream-0"]):
+        with pytest.raises(BadInput, match="a training run is called 'dream', and an evaluation too; rename one"):
+            plot.read_results(pair)
 
 
 def test_seeds_of_one_name_may_differ_in_their_precision_alone(runs, tmp_path):

@@ -34,19 +34,28 @@ def one(arguments):
         return 99
     return 0
 
-if __name__ == "__main__" and "RANK" in os.environ:
-    sys.exit(one(sys.argv[1:]))
+if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this process
+    main(sys.argv[1:])
+    sys.exit()
 codes = []
 for size, arguments in json.loads(sys.argv[1]):
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE=str(size), TORCHELASTIC_USE_AGENT_STORE="True")
+    ended = {{}}
     for rank in range(size):
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        if os.fork() == 0:
+        if (child := os.fork()) == 0:
             code = one(arguments)
             sys.stdout.flush()
             os._exit(code)
-    codes.append([os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(size)])
+        ended[child] = None
+    while None in ended.values():
+        child, status = os.wait()
+        ended[child] = os.waitstatus_to_exitcode(status)
+        for other in ended if ended[child] else ():  # could wait for the one that has failed
+            if ended[other] is None:
+                os.kill(other, signal.SIGKILL)
+    codes.append([*ended.values()])
 print(json.dumps(codes))
 """
 
@@ -63,7 +72,7 @@ def worlds(folder, code, *runs):
     done = subprocess.run([sys.executable, script(folder, code), json.dumps([[size, list(map(str, arguments))] for size, arguments in runs])],
                           capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr[-4000:]
 
 
 FIND = """

@@ -29,11 +29,12 @@ def test_the_hardware_is_what_computed(monkeypatch):
 
 
 def test_the_commit_is_that_of_the_start(monkeypatch):
-    commits = iter(["first\n", "second\n"])
-    monkeypatch.setattr(record.subprocess, "run", lambda *command, **how: types.SimpleNamespace(stdout=next(commits)))
+    now = types.SimpleNamespace(stdout="first\n")
+    monkeypatch.setattr(record.subprocess, "run", lambda *command, **how: now)
     record.commit.cache_clear()
     try:
         record.Clock()
-        assert record.about_run("train.py", [])["commit"] == "first" and next(commits) == "second\n"
+        now.stdout = "second\n"
+        assert record.about_run("train.py", [])["commit"] == "first"
     finally:
         record.commit.cache_clear()

@@ -9,12 +9,13 @@ import sys
 import time
 
 import pytest
+import torch
 
 import checkpoints
 import train
 from conftest import ROOT, save_tiny, write_collection
 from data import BadInput
-from test_processes import worlds
+from test_processes import TORCHRUN, script, worlds
 
 FLAGS = ["--pool", "4", "--questions", "4", "--heads", "3", "--device", "cpu", "--save-every", "2"]
 
@@ -126,12 +127,14 @@ def test_a_stopped_run_saves_at_once_and_says_where_it_goes_on(flags, tmp_path, 
     train.main([*flags, "--out", str(tmp_path / "whole")])
     interrupted(flags, tmp_path / "broken", 3, monkeypatch, number)
     assert checkpoints.numbers(tmp_path / "broken") == [3, 2] and not (tmp_path / "broken" / "adapter_model.safetensors").exists()
+    laps = checkpoints.read_checkpoint(tmp_path / "broken", 3)[1]["laps"]
     train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
     assert "after step 3 of 6" in capsys.readouterr().out
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken"))
     assert one["before"] == two["before"] and one["after"] == two["after"] and one["seconds"].keys() == two["seconds"].keys()
-    assert two["seconds"]["train"] + 0.02 > sum(step["seconds"] for step in two["curve"])  # of both parts
+    assert two["seconds"]["evaluate before"] == round(laps["evaluate before"], 2) and two["seconds"]["load"] > round(laps["load"], 2)
+    assert two["seconds"]["train"] + 0.01 > laps["train"] + sum(step["seconds"] for step in two["curve"][3:])  # of both parts
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(flags, tmp_path, monkeypatch, capsys):
@@ -199,6 +202,32 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_state(f
         with pytest.raises(BadInput, match=r"step 4: the loss or its gradient is not a number.*d\d+, d\d+"):
             train.main([*flags, "--out", str(tmp_path / "broken")])
     assert checkpoints.numbers(tmp_path / "broken")[0] == 3
+    train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+
+
+def test_too_little_memory_for_a_step_is_one_line_and_leaves_the_last_good_state(flags, tmp_path, monkeypatch):
+    flags, real = [*flags, "--steps", "6", "--save-every", "0"], train.Run.step
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    calls = []
+
+    def short(self, pool, own=slice(None)):
+        record = real(self, pool, own)  # the gradients are there
+        calls.append(record)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has")
+        if len(calls) == 9:
+            raise RuntimeError("something else")
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "step", short)
+        with pytest.raises(BadInput, match=r"^step 4: CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has; --resume goes on where.*--embed-chunk.*") as told:
+            train.main([*flags, "--out", str(tmp_path / "broken")])
+        assert checkpoints.numbers(tmp_path / "broken") == [3] and "\n" not in str(told.value)
+        with pytest.raises(RuntimeError, match="something else"):
+            train.main([*flags, "--out", str(tmp_path / "other")])
+        assert not checkpoints.numbers(tmp_path / "other")
     train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
 
@@ -280,11 +309,13 @@ def main(arguments):
 
 
 def test_two_processes_resume_too(flags, tmp_path):
-    """One of two gets SIGTERM, both stop, and resumed they are equal to the run of two processes that nobody stopped."""
+    """One of two under torchrun gets SIGTERM, both stop, and two that go on are equal to the two that nobody stopped."""
     flags = [*flags, "--steps", "6", "--eval", ""]
     broken = [*flags, "--out", tmp_path / "broken"]
-    codes, said = worlds(tmp_path, TRAINING, (2, ["whole", *flags, "--out", tmp_path / "whole"]), (2, ["stop", *broken]), (2, ["resume", *broken, "--resume"]))
-    assert codes == [[0, 0], [130, 130], [0, 0]] and "stopped after step 3" in said, said
+    done = subprocess.run([*TORCHRUN, script(tmp_path, TRAINING), "stop", *broken], capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0 and "stopped after step 3" in done.stderr and checkpoints.numbers(tmp_path / "broken") == [3, 2], done.stderr[-4000:]
+    codes, said = worlds(tmp_path, TRAINING, (2, ["whole", *flags, "--out", tmp_path / "whole"]), (2, ["resume", *broken, "--resume"]))
+    assert codes == [[0, 0], [0, 0]] and "after step 3 of 6" in said, said
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
 import evaluate
 import train
@@ -152,6 +152,21 @@ def test_checkpointing_keeps_less_and_leaves_the_prefix_alone(tiny_folder, colle
             prefixes.append(run.read(llm, pool.documents, pool.examples)[0])
     assert len(prefixes[1].keys) == 3 and all(map(torch.equal, prefixes[0].keys, prefixes[1].keys))
     assert saved_bytes(saving, pool) < 0.5 * saved_bytes(plain, pool)
+
+
+def test_checkpointing_drops_nothing_out(collection_folder, tmp_path):
+    """OPT's layers drop out by themselves when they train. This one's vectors are, as OPT-350M's, narrower than its layers."""
+    config = OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=257, max_position_embeddings=2048,
+                       word_embed_proj_dim=16, dropout=0.5, init_std=0.3)
+    torch.manual_seed(0)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    tiny_tokenizer().save_pretrained(tmp_path / "opt")
+    records = []
+    for more in ([], ["--checkpoint"]):
+        run = tiny_run(str(tmp_path / "opt"), collection_folder, *more)
+        run.choose_heads()
+        records.append(run.step(next(run.pools(0))))
+    assert records[0] == pytest.approx(records[1], rel=1e-4) and run.retriever.encode(["a text"]).shape == (1, 16)
 
 
 def test_layers_that_cannot_be_compiled_or_checkpointed_are_refused(tiny_folder, monkeypatch):
