@@ -96,7 +96,7 @@ def save_model(llm, folder, tokenizer=None):
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     except Exception as error:  # safetensors and tokenizers have none of their own for a full disk
-        raise OSError(f"{folder}: cannot be written ({error})") from None
+        raise OSError(f"{folder}: {error}") from None
     for weights in Path(folder).glob("*.safetensors"):
         shutil.copymode(Path(folder) / "config.json", weights)
 

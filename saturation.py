@@ -90,7 +90,8 @@ def main(argv=None):
             print(f"  {share:>7s}  " + "  ".join(f"{name} {loss:7.3f}" for name, loss in row.items()))
     print("attention of the chosen heads, untouched: " + ", ".join(f"{where} {mass:.3f}" for where, mass in masses.items()))
     if args.out:
-        write_json(args.out, {**about_run("saturation.py", argv, run.retriever.device), "seed": run.config.seed, "pools": args.pools, "losses": found, "attention": masses})
+        write_json(args.out, {**about_run("saturation.py", argv, run.retriever.device), "seed": run.config.seed, "pools": args.pools,
+                              "losses": found, "attention": masses})
 
 
 if __name__ == "__main__":

@@ -295,7 +295,7 @@ def test_a_conversion_that_found_no_room_leaves_nothing_and_a_whole_one_can_be_r
     monkeypatch.setattr(backbones, "AutoTokenizer", Packed)
     (tmp_path / "weights.gguf").write_bytes(b"GGUF")
     for full in ("weights", "tokenizer"):  # what these libraries raise where they cannot write
-        with pytest.raises(OSError, match=r"\.part: cannot be written \(.*No such file"):
+        with pytest.raises(OSError, match=r"\.part: .*No such file"):
             convert_gguf(tmp_path / "weights.gguf")
         assert not list((tmp_path / "cache").iterdir())
     full = None
