@@ -229,10 +229,11 @@ def flat(text):
 
 
 def stands(target, document):
-    """Whether a target stands literally in a document, in whole words and numbers: "Po" in "The po.", not in "Pole"; "400" not in "1,400"."""
+    """Whether a target stands literally in a document, in whole words and numbers: "Po" in "The po.", not in "Pole"; "400" not in
+    "1,400", whose digits stand in groups of three."""
     words = flat(target)
-    left = r"(?<!\w)" * bool(re.match(r"\w", words[0])) + r"(?<!\d[.,])" * words[0].isdigit()
-    right = r"(?!\w)" * bool(re.match(r"\w", words[-1])) + r"(?![.,]\d)" * words[-1].isdigit()
+    left = r"(?<!\w)" * bool(re.match(r"\w", words[0])) + r"(?<!\d[.,])" * bool(re.match(r"\d{3}(?!\d)", words))
+    right = r"(?!\w)" * bool(re.match(r"\w", words[-1])) + r"(?![.,]\d{3}(?!\d))" * words[-1].isdigit()
     return re.search(left + re.escape(words) + right, flat(document)) is not None
 
 

@@ -12,8 +12,7 @@ from files import BadInput
 def visible(prompts, text):
     """What the LLM reads of a document."""
     n = prompts.document_tokens
-    start = " " + text[: 32 * n]  # no token is that long, but a book is longer
-    return prompts.tokenizer.decode(prompts.tokenize(start)[:n])
+    return prompts.tokenizer.decode(prompts.document(text[: 32 * n])[:n])  # no token is that long, but a book is longer
 
 
 def folded(text):

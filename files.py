@@ -29,7 +29,7 @@ def command(main):
     except (BadInput, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {brief(error)}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not no_memory(error):
             raise
         print(f"{Path(sys.argv[0]).name}: not enough memory: {brief(error, 160)}", file=sys.stderr)
@@ -39,8 +39,8 @@ def command(main):
 
 
 def no_memory(error):
-    """Does torch say by this RuntimeError that memory was asked for and not there?"""
-    return re.search("out of memory|can't allocate memory", str(error)) is not None
+    """Does this error of Python, numpy or torch say that memory was asked for and not there?"""
+    return isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc", str(error)) is not None
 
 
 def numbered(file, path, longest=LONGEST):

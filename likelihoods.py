@@ -12,7 +12,7 @@ from attention import AT_ONCE, Enough, Packing, ReadTexts, Reading, forward, rea
 from inject import check_llm, pack
 
 
-LOGITS = 2**28  # that are held at once, in float32
+LOGITS = 2**28  # numbers of a tensor of logits, of which about three are held at once
 
 
 class KeepTexts(ReadTexts):
@@ -65,9 +65,9 @@ def log_likelihoods(llm, contexts, input_ids, target_mask):
     documents = KeepTexts(packing, llm.config.get_text_config().num_hidden_layers)
     forward(llm, documents, torch.tensor([i for ids in contexts for i in ids], device=llm.device), packing.positions)
     absent = torch.arange(packing.token_at.shape[1], device=llm.device) >= lengths[:, None]
-    logits = max(len(questions.targets) * llm.get_output_embeddings().weight.shape[0],  # of one document, at the end or in attention
-                 llm.config.get_text_config().num_attention_heads * len(questions.input_ids) * absent.shape[1])
-    at_once = max(1, min(AT_ONCE[llm.device.type] // len(questions.input_ids), LOGITS // logits))
+    each = max(len(questions.targets) * llm.get_output_embeddings().weight.shape[0],  # of one document, at the end or in attention
+               llm.config.get_text_config().num_attention_heads * len(questions.input_ids) * absent.shape[1])
+    at_once = max(1, min(AT_ONCE[llm.device.type] // len(questions.input_ids), LOGITS // each))
     columns = []
     for some in (slice(start, start + at_once) for start in range(0, len(contexts), at_once)):
         own = lengths[some]

@@ -131,8 +131,7 @@ class Retriever:
     @property
     def width(self):
         """Components of an embedding; in some models, such as OPT-350M, not hidden_size."""
-        head = self.llm.get_output_embeddings()
-        return self.llm.config.hidden_size if head is None else head.weight.shape[1]
+        return getattr(self.llm.config, "word_embed_proj_dim", self.llm.config.hidden_size)
 
     def add_lora(self, rank, alpha, seed=0, targets=None):
         add_lora(self.llm, rank, alpha, seed, targets)

@@ -222,7 +222,7 @@ class Training:
 def train(run, log=lambda record: None, save=None, training=None):
     """The loop, from where `training` is to the last step. log(record) is called once a step, save(training) now and then:
     every --save-every steps, when a signal asks the run to stop (then KeyboardInterrupt), when a step's loss is not a number and when
-    there is not enough memory for it (then BadInput). Without it nothing is kept."""
+    there is not enough memory for it (then BadInput; of several processes, in the first). Without it nothing is kept."""
     keep = save or (lambda training: None)
     training, config = training or Training(run), run.config
     done, warned = len(training.curve), None
@@ -235,10 +235,11 @@ def train(run, log=lambda record: None, save=None, training=None):
             except BadInput:
                 keep(training)  # as the last good step has left it
                 raise
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not no_memory(error):
                     raise
-                keep(training)
+                if all(state["step"] == len(training.curve) for state in training.optimizer.state.values()):  # not within the optimiser
+                    keep(training)
                 raise BadInput(f"step {len(training.curve) + 1}: {brief(error, 100)}; --resume goes on where there is more memory; "
                                "--checkpoint, --embed-chunk or a smaller --pool need less, from the start") from None
             log(record)

@@ -355,14 +355,16 @@ def test_a_script_run_as_a_command_says_one_line_and_exits_with_2(tmp_path, monk
 
 
 def test_too_little_memory_is_one_line_and_another_error_is_not(monkeypatch, capsys):
-    def fails(message):
-        raise RuntimeError(message)
+    def fails(message, kind=RuntimeError):
+        raise kind(message)
 
     monkeypatch.setattr("sys.argv", ["evaluate.py"])
     for message in ("CUDA out of memory. Tried to allocate", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nto allocate 9 bytes"):
         with pytest.raises(SystemExit) as stop:
             data.command(lambda: fails(message))
         assert stop.value.code == 2 and capsys.readouterr().err == f"evaluate.py: not enough memory: {' '.join(message.split())}\n"
+    with pytest.raises(SystemExit, match="2"):
+        data.command(lambda: fails("Unable to allocate 9 GiB", MemoryError))
     with pytest.raises(RuntimeError, match="shapes"):
         data.command(lambda: fails("shapes"))
 

@@ -168,7 +168,7 @@ def test_a_chain_has_every_id_once():
 
 
 def test_documents_without_examples_are_no_links_of_a_chain():
-    """a and c are neighbours of b alone; without b, which no example names, a's next is d."""
+    """c shares words with b alone, which no example names: without b, what follows a is d."""
     corpus = {"a": "apple plum", "b": "apple plum corn rice", "c": "corn rice", "d": "apple nut"}
     examples = [Example("?", "!", d) for d in ("d", "c", "a", "a")]
     assert ordered(corpus, examples, "file") == ["a", "c", "d"] and ordered(corpus, examples, "bm25") == ["a", "d", "c"]

@@ -267,7 +267,8 @@ def test_a_target_stands_in_whole_words():
     assert stands("Po", "the PO.") and not stands("Po", "Pole, Tempo") and stands("cafe\u0301  x", "Ein Café\nX!")
     assert stands("$5", "US$5 each") and not stands("$5", "$50") and stands("(b)", "a(b)c") and not stands("a.b", "axb")
     assert stands("STRASSE", "straße") and not stands("1999", "21999")
-    assert not stands("400", "1,400 men, 400.5 miles") and stands("400", "1,400, then 400. 5 more") and stands("Po", "3.Po,3")
+    assert not stands("400", "1,400 men, 1.400 miles") and not stands("1", "1,400") and stands("2020", "3.4.2020") and stands("2", "1,2,3")
+    assert stands("400", "1,400, then 400. 5 more") and stands("Po", "3.Po,3")
 
 
 def test_the_first_text():

@@ -167,6 +167,7 @@ def test_checkpointing_drops_nothing_out(collection_folder, tmp_path):
         run.choose_heads()
         records.append(run.step(next(run.pools(0))))
     assert records[0] == pytest.approx(records[1], rel=1e-4) and run.retriever.encode(["a text"]).shape == (1, 16)
+    assert Retriever("opt", run.retriever.tokenizer, run.retriever.llm.base_model).encode(["a text"]).shape == (1, 16)  # without its head
 
 
 def test_layers_that_cannot_be_compiled_or_checkpointed_are_refused(tiny_folder, monkeypatch):
