@@ -137,8 +137,8 @@ def load_qrels(path):
                 raise ValueError
             query, document, relevance = cells[0].decode(), cells[-2].decode(), int(cells[-1])
         except ValueError:  # also undecodable bytes
-            columns = "query, 0, document" if trec else "query-id, corpus-id"
-            raise BadInput(f"{path}:{number}: expected {columns} and a whole number of at most nine characters, separated by tabs") from None
+            columns, by = ("query, 0, document", "blanks") if trec else ("query-id, corpus-id", "tabs")
+            raise BadInput(f"{path}:{number}: expected {columns} and a whole number of at most nine characters, separated by {by}") from None
         if document in qrels.setdefault(query, {}):
             raise BadInput(f"{path}:{number}: {query!r} and {document!r} are judged twice")
         qrels[query][document] = relevance
@@ -212,9 +212,9 @@ def load_examples(folder):
 def make_pools(examples, order, documents, questions, neighbours, seed=0):
     """Endless Pools of `documents` candidates and up to `questions` examples, the same for the same seed.
 
-    ASSUMPTION: candidates are the sources of the pool's questions, in runs of `neighbours` documents that follow each
-    other in `order` (ids): what stands together in a corpus file (an article's paragraphs), or in a chain of BM25
-    neighbours, is hard to tell apart. Every pass cuts the runs elsewhere; a document's examples take turns.
+    ASSUMPTION: candidates are sources of examples, those of the pool's questions among them, in runs of `neighbours`
+    documents that follow each other in `order` (ids): what stands together in a corpus file (an article's paragraphs), or in a
+    chain of BM25 neighbours, is hard to tell apart. Every pass cuts the runs elsewhere; a document's examples take turns.
     """
     generator = random.Random(seed)
     rows_of = {}

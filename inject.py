@@ -7,7 +7,7 @@ retriever through these heads, and through nothing else.
 
     (3)  r_k(t) = sum_{j in d_k} softmax_{j in d_k}( q_t . k_j / sqrt(d) ) v_j     the head's reading of document k
     (4)  o(t) = sum_k w_bk r_k(t)                                                 the head's output at row t
-         budget="keep":  o(t) = sum_{j outside documents} p_tj v_j + m(t) sum_k w_bk r_k(t)
+         budget="keep":  o(t) = sum_{j outside documents} p_tj v_j + m(t) sum_k w_bk r_k(t)     m: mass of the head's own p on documents
     (5)  L_b = - 1/|y| sum_i log p( y_i | d_1..d_K, q_b, y_<i ; w_b )
     (6)  score(h) = the attention mass that head h puts on the source document, from the rows that predict the target
 

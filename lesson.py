@@ -3,7 +3,7 @@
     python lesson.py            # prints them, in about half a minute on a CPU core
     python lesson.py --write    # and puts them into LESSON.md, between its marks
 
-No equation stands here a second time: every value comes from the functions that training itself uses. Always float32, on a
+But for the product of eq (1) and the terms of eq (4), every value comes from the functions that training itself uses. Always float32, on a
 CPU, seed 0: everybody sees the same numbers. Left out: larger pools, more questions, more steps (train.py).
 """
 import argparse

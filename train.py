@@ -94,7 +94,7 @@ class Run:
         return prefix, questions.to(llm.device), target_mask.to(llm.device)
 
     def check(self):
-        """Report documents and targets that are cut; raise BadInput unless the LLM has the heads and the longest pool fits it."""
+        """Report documents and targets that are cut for the LLM; raise BadInput unless the LLM has the heads and the longest pool fits it."""
         config = self.config
         documents = [self.corpus[d] for d in dict.fromkeys(e.document for e in self.examples)]
         documents.sort(key=lambda d: self.prompts.context([d])[0].shape[1], reverse=True)
