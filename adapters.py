@@ -148,7 +148,9 @@ def linear_layers(llm):
 def check_lora(llm, rank, targets):
     """Raise BadInput for a rank, or for last names of linear layers, that a model does not have. targets: a set; empty: all."""
     there = {name.rpartition(".")[2] for name in linear_layers(llm)}
-    if targets - there or not there:
+    if not there:
+        raise BadInput(f"a {llm.config.model_type} has no torch.nn.Linear layers, which LoRA needs here")
+    if targets - there:
         raise BadInput(f"--lora-targets {','.join(sorted(targets))}: the backbone has no linear layers of some of these names; there: {', '.join(sorted(there))}")
     if rank > (width := llm.config.hidden_size):
         raise BadInput(f"--lora-rank {rank}: the backbone is {width} wide, and no rank is larger")

@@ -19,7 +19,8 @@ def typed():
             print("question: ", end="", flush=True)
         try:
             line = sys.stdin.readline().strip()
-        except UnicodeDecodeError:
+            line.encode()  # some locales let bytes that are no text pass as surrogates
+        except UnicodeError:
             raise BadInput("a question is not UTF-8 text") from None
         if not line:
             return
@@ -62,6 +63,8 @@ def ask(retriever, corpus, questions, cache=None, k=5):
             print("\n".join(line[:160] for line in shown(zip(scores[0].tolist(), indices[0].tolist()))))
         return
     after, before = encoded(retriever, texts, cache), None
+    if retriever.cut:
+        print(f"{retriever.cut} documents reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
     if retriever.adapters():
         with retriever.adapters_off():
             before = encoded(retriever, texts, cache)

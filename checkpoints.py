@@ -9,6 +9,7 @@ Both are flushed to the disk before they get their names. The last two are kept:
 the one before it serves. Pools, head scores and the learning rate depend on seed and step alone, so that no other state
 exists: the loop draws no random numbers of its own.
 """
+import ast
 import fcntl
 import itertools
 import json
@@ -96,9 +97,21 @@ def identity(run):
     texts = itertools.chain((x for item in run.corpus.items() for x in item), (x for e in run.examples for x in vars(e).values()))
     weights = (x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
                if "lora_" not in name for x in (name, tensor_bytes(tensor)))
-    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     return {**config, "the data": digest(more=texts), "the backbone": digest(more=weights), "the number of processes": processes()[1],
-            "torch": torch.__version__, "transformers": transformers.__version__, "the code": digest(*code)}
+            "torch": torch.__version__, "transformers": transformers.__version__, **code("train", {})}
+
+
+def code(name, found):
+    """{file: digest} of a module of this folder and of all that it imports from here; added to `found`."""
+    path = Path(__file__).with_name(f"{name}.py")
+    if path.name not in found and path.is_file():
+        content = path.read_bytes()
+        found[path.name] = digest(content)
+        for node in ast.walk(ast.parse(content)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for other in [node.module] if isinstance(node, ast.ImportFrom) else names:
+                code(other, found)
+    return found
 
 
 def finished(folder, config):

@@ -132,8 +132,10 @@ def write_settings(folder, retriever):
         "pooling_mode_mean_tokens": retriever.pooling == "mean", "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False, "pooling_mode_weightedmean_tokens": False,
         "pooling_mode_lasttoken": retriever.pooling == "lasttoken", "include_prompt": True})
-    write_json(folder / "config_sentence_transformers.json", {
-        "model_type": "SentenceTransformer", "prompts": retriever.prompts, "default_prompt_name": None,
+    query, document = (retriever.prompts[kind] for kind in ("query", "document"))
+    write_json(folder / "config_sentence_transformers.json", {  # encode() without a kind takes the default: without, half a prompt
+        "model_type": "SentenceTransformer", "prompts": retriever.prompts,
+        "default_prompt_name": "document" if query == document != "" else None,
         "similarity_fn_name": "cosine" if retriever.normalize else "dot"})
 
 
@@ -278,6 +280,10 @@ def export(run, out, adapter_only=False, dtype="float32"):
         raise BadInput(f"{run}: has no adapter; name a folder that train.py wrote")
     if adapter_only and Path(retriever.hub_name()).is_file():
         raise BadInput(f"--adapter-only: others cannot read the base {retriever.name}; leave it out")
+    short = next((short for short, backbone in BACKBONES.items() if backbone.hub == retriever.name), None)
+    if adapter_only and short and packaged_file(BACKBONES[short]):
+        raise BadInput(f"--adapter-only: an adapter of {retriever.name} is read with the quantized weights of the package {BACKBONES[short].package}, "
+                       "which it was not trained on; leave it out, or uninstall the package")
     expected = [retriever.encode(TRIED, kind) for kind in ("query", "document")]
     with making(out) as part:
         write_tokenizer(part, retriever)

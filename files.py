@@ -54,8 +54,10 @@ def numbered(file, path, longest=LONGEST):
 
 def check_file(path):
     """Raise BadInput where a file could not be written, before the work that fills it is done; makes nothing."""
-    parent = Path(path).absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
+    path = Path(path)
+    device = path.exists() and not path.is_file()  # or a pipe, which is written to
+    place = path if device else path.absolute().parent
+    if path.is_dir() or not (device or place.is_dir()) or not os.access(place, os.W_OK):
         raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
 
 

@@ -251,16 +251,18 @@ class Retriever:
         return result
 
     def save(self, folder):
-        """Write adapter_config.json and adapter_model.safetensors (PEFT's format, CausalLM keys), and retriever.json."""
+        """Write retriever.json, and adapter_model.safetensors and adapter_config.json (PEFT's format, CausalLM keys).
+
+        In this order: without the last file nothing is loaded, without the first an adapter would be, with others' prompts."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         causal = self.llm.get_output_embeddings() is not None
-        write_adapter(folder, self.llm, self.adapters(), self.hub_name())
-        if self.own_tokenizer:
-            self.tokenizer.save_pretrained(folder)
         write_json(folder / "retriever.json", {
             "backbone": self.name if self.name in BACKBONES else self.hub_name(), "causal": causal,
             **{key: getattr(self, key) for key in HOW}})
+        if self.own_tokenizer:
+            self.tokenizer.save_pretrained(folder)
+        write_adapter(folder, self.llm, self.adapters(), self.hub_name())
 
     def hub_name(self):
         """What others find the backbone by: its id on the hub, or the whole path of a local folder or file."""
@@ -283,6 +285,8 @@ class Retriever:
         if adapter is not None:
             about = adapter.about  # on the hub, too
         if about is None and adapter is None:
+            if (Path(name) / "metrics.jsonl").is_file() and not (Path(name) / "config.json").exists():  # train.py writes it step by step
+                raise BadInput(f"{name}: training has not ended there; train.py --resume goes on with it")
             tokenizer, llm, how = load_encoder(name, device, dtype)
             return cls(name, tokenizer, llm, **how)
         if about is None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, save_tiny, tiny_tokenizer, write_collection
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 import data
 import evaluate
+import model
 import train
 from commands import COMMANDS
 from data import BadInput, Prompts, load_corpus, load_examples
@@ -305,6 +306,29 @@ def test_half_a_retriever(out, tmp_path, collection_folder, files):
         (tmp_path / name).write_text(text)
     message = refused(evaluate.main, out, "--model", tmp_path, "--data", collection_folder)
     assert message.startswith(f"{tmp_path}: not a whole retriever folder")
+
+
+@pytest.mark.parametrize("function, says", [("write_adapter", "not a whole retriever folder (lacks adapter_config.json)"),
+                                            ("write_json", "training has not ended there")])
+def test_a_run_that_has_not_ended_is_no_model(flags, tmp_path, collection_folder, monkeypatch, function, says):
+    """Wherever it was interrupted."""
+    run = tmp_path / "run"
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, function, interrupted)
+        train.main([*flags, "--out", str(run)])
+    assert (run / "metrics.jsonl").is_file() and not (run / "adapter_config.json").exists()
+    assert says in refused(evaluate.main, tmp_path / "out", "--model", run, "--data", collection_folder)
+
+
+def test_a_model_that_has_no_linear_layers_is_refused_by_that_name(out, flags, tmp_path):
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=2048, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    assert "a gpt2 has no torch.nn.Linear layers" in refused(train.main, out, *flags, "--backbone", tmp_path / "gpt2")
 
 
 def test_flags_that_exclude_each_other(flags, out):

@@ -1,12 +1,16 @@
 """Checkpoints: whole or absent, and a resumed run equals the one that nobody interrupted, to the last bit."""
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoints
 from checkpoints import newest_checkpoint, numbers, read_checkpoint, write_checkpoint
+from conftest import ROOT
 from data import BadInput
 
 RUN = {"run": {"--lr": 0.1, "data": "abc"}}
@@ -70,6 +74,25 @@ def test_another_configuration_is_refused_by_name(tmp_path, name, value):
     written(tmp_path, 1)
     with pytest.raises(BadInput, match=f"--resume: {name} was .* and is now {value!r}"):
         newest_checkpoint(tmp_path, {**RUN["run"], name: value})
+
+
+def test_the_code_of_a_run_is_what_train_imports_and_no_other_file(tmp_path, monkeypatch):
+    loaded = subprocess.run([sys.executable, "-c", "import sys, train; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)))"],
+                            cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    here = {Path(path).name for path in loaded if Path(path).parent == ROOT}
+    assert {"objectives.py", "inject.py"} < here <= set(checkpoints.code("train", {}))
+    assert not {"science.py", "bench.py", "export.py"} & set(checkpoints.code("train", {}))
+    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
+    for name, text in {"train": "import json, part\n", "part": "def late():\n    from later import f\n", "later": "import train\n", "mine": "f = 1"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    before = checkpoints.code("train", {})
+    assert list(before) == ["train.py", "part.py", "later.py"]
+    (tmp_path / ".#train.py").symlink_to("nowhere")  # an editor's lock
+    (tmp_path / "mine.py").write_text("f = 2")
+    assert checkpoints.code("train", {}) == before
+    (tmp_path / "later.py").write_text("import train\nf = 3\n")
+    after = checkpoints.code("train", {})
+    assert {name for name in after if after[name] != before[name]} == {"later.py"}
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):

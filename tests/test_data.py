@@ -12,7 +12,7 @@ from conftest import ROOT, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from data import (INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, make_pools)
-from files import command, replacing
+from files import check_file, command, replacing
 
 A, B = '{"_id": "a", "text": "x"}\n', '{"_id": "b", "text": "y"}\n'
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -165,6 +165,20 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
     with replacing(link) as file:
         file.write("gone")
     assert link.is_symlink() and link.is_char_device()
+
+
+def test_where_a_file_may_be_written_is_known_before(tmp_path, monkeypatch):
+    """A device is asked itself: nobody but root may write to the folder that it is in."""
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != "/dev")
+    check_file("/dev/null")
+    check_file(tmp_path / "new")
+    for wrong in (tmp_path, tmp_path / "none" / "file", "/dev/new"):
+        with pytest.raises(BadInput, match="cannot be written"):
+            check_file(wrong)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for wrong in ("/dev/null", tmp_path / "new"):
+        with pytest.raises(BadInput, match="cannot be written"):
+            check_file(wrong)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "plain"])

@@ -295,8 +295,36 @@ def test_ask_shows_the_best_passages(collection_folder, tiny_folder, capsys, mon
     assert scores[:5] == sorted(scores[:5], reverse=True) and max(scores) <= 1
 
 
-def test_a_question_that_is_no_utf_8_is_refused(collection_folder, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8"))
+def test_ask_tells_of_documents_that_are_cut(collection_folder, tiny_folder, capsys):
+    asked = ["--model", tiny_folder, "--data", str(collection_folder), "--ask", "which box is black?", "--device", "cpu"]
+    evaluate.main(asked)
+    assert "not read" not in capsys.readouterr().err
+    corpus, retriever = load_corpus(collection_folder), Retriever.load(tiny_folder, device="cpu")
+    lengths = sorted(len(row) for row in retriever.tokenize(list(corpus.values()), "document"))
+    assert lengths[0] < lengths[-1]
+    evaluate.main([*asked, "--max-tokens", str(lengths[-1])])
+    assert f"{lengths.count(lengths[-1])} documents reach {lengths[-1]} tokens" in capsys.readouterr().err
+
+
+def test_ask_keeps_embeddings_in_a_run_unless_it_may_not_write_there(collection_folder, tiny_folder, tmp_path, capsys, monkeypatch):
+    made = Retriever.load(tiny_folder, device="cpu")
+    made.add_lora(4, 8)
+    made.save(tmp_path / "run")
+    own = tmp_path / "run" / "embeddings"
+    own.mkdir()
+    asked = ["--model", str(tmp_path / "run"), "--data", str(collection_folder), "--ask", "which box is black?", "--device", "cpu"]
+    with monkeypatch.context() as patch:  # root may write anywhere
+        patch.setattr(evaluate.os, "access", lambda path, mode: path != own)
+        evaluate.main(asked)
+    shown = capsys.readouterr().out
+    assert not list(own.iterdir())
+    evaluate.main(asked)
+    assert capsys.readouterr().out == shown and list(own.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second where the locale is C
+def test_a_question_that_is_no_utf_8_is_refused(collection_folder, monkeypatch, errors):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8", errors=errors))
     with pytest.raises(BadInput, match="a question is not UTF-8 text"):
         evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--ask"])
 

