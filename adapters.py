@@ -149,7 +149,7 @@ def check_lora(llm, rank, targets):
     """Raise BadInput for a rank, or for last names of linear layers, that a model does not have. targets: a set; empty: all."""
     there = {name.rpartition(".")[2] for name in linear_layers(llm)}
     if not there:
-        raise BadInput(f"a {llm.config.model_type} has no torch.nn.Linear layers, which LoRA needs here")
+        raise BadInput(f"--backbone: {llm.config.model_type} has no torch.nn.Linear layers below its head, which LoRA needs")
     if targets - there:
         raise BadInput(f"--lora-targets {','.join(sorted(targets))}: the backbone has no linear layers of some of these names; there: {', '.join(sorted(there))}")
     if rank > (width := llm.config.hidden_size):

@@ -27,9 +27,9 @@ def typed():
         yield line
 
 
-def encoded(retriever, texts, cache):
-    """(M, D); cache: a folder with embeddings, or None."""
-    reader = Cache(retriever, cache) if cache else retriever
+def encoded(retriever, texts, cache, keep):
+    """(M, D); cache: a folder with embeddings, or None; keep: whether new ones are written there."""
+    reader = Cache(retriever, cache, keep=keep) if cache else retriever
     return torch.cat([emb for _, emb in encode_chunks(reader, texts, "document", progress=True, share=False)])
 
 
@@ -49,8 +49,15 @@ def side_by_side(columns, width):
     return "\n".join(lines)
 
 
-def ask(retriever, corpus, questions, cache=None, k=5):
-    """Print the k best passages for each question. corpus: {document id: text}; cache: a folder to keep embeddings in."""
+def cut(retriever, texts, at_once=1000):
+    """How many documents are longer than the retriever reads, or just as long, whether their embeddings are there or not."""
+    chunks = (texts[i:i + at_once] for i in range(0, len(texts), at_once))
+    return sum(len(row) >= retriever.max_tokens for chunk in chunks for row in retriever.tokenize(chunk, "document"))
+
+
+def ask(retriever, corpus, questions, cache=None, keep=True, k=5):
+    """Print the k best passages for each question. corpus: {document id: text}; cache: a folder with embeddings, and keep: whether
+    new ones are written there."""
     ids, texts = list(corpus), list(corpus.values())
 
     def shown(found):
@@ -62,12 +69,12 @@ def ask(retriever, corpus, questions, cache=None, k=5):
             scores, indices = index.top([question], k)
             print("\n".join(line[:160] for line in shown(zip(scores[0].tolist(), indices[0].tolist()))))
         return
-    after, before = encoded(retriever, texts, cache), None
-    if retriever.cut:
-        print(f"{retriever.cut} documents reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
+    after, before = encoded(retriever, texts, cache, keep), None
+    if count := cut(retriever, texts):
+        print(f"{count} documents reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
     if retriever.adapters():
         with retriever.adapters_off():
-            before = encoded(retriever, texts, cache)
+            before = encoded(retriever, texts, cache, keep)
     for question in questions:
         if before is None:
             print("\n".join(line[:160] for line in shown(best(retriever, after, question, k))))

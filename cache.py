@@ -57,8 +57,8 @@ def identity(retriever, kind):
 class Cache:
     """Wraps a Retriever: the same `encode`, but chunks of texts that were encoded before are read from disk."""
 
-    def __init__(self, retriever, folder, tell=True):
-        self.retriever, self.folder, self.kinds = retriever, Path(folder), {}
+    def __init__(self, retriever, folder, tell=True, keep=True):
+        self.retriever, self.folder, self.kinds, self.keep = retriever, Path(folder), {}, keep  # keep: whether new embeddings are written
         self.tell = tell  # whether the folder has embeddings of others, too
         self.asked = self.found = 0  # texts, and those whose embeddings were there
         self.device, self.max_tokens = retriever.device, retriever.max_tokens
@@ -71,6 +71,8 @@ class Cache:
         """The folder of this retriever's embeddings of a kind."""
         if kind not in self.kinds:
             folder = self.folder / identity(self.retriever, kind)
+            if not self.keep:
+                return self.kinds.setdefault(kind, folder)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 others = [p for p in self.folder.iterdir() if p.is_dir() and p not in self.kinds.values()]
@@ -109,7 +111,7 @@ class Cache:
                 bar.update(len(texts))
             return stored
         embeddings = self.retriever.encode(texts, kind, bar=bar, **options)
-        if embeddings.isfinite().all():  # what is not is refused elsewhere, and must not stay
+        if self.keep and embeddings.isfinite().all():  # what is not is refused elsewhere, and must not stay
             with replacing(path, mode="wb") as file:
                 np.save(file, embeddings.numpy())
         return embeddings

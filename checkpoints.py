@@ -102,12 +102,12 @@ def identity(run):
 
 
 def code(name, found):
-    """{file: digest} of a module of this folder and of all that it imports from here; added to `found`."""
+    """{file: digest} of a module of this folder and of all that it imports from here at its top; added to `found`."""
     path = Path(__file__).with_name(f"{name}.py")
     if path.name not in found and path.is_file():
         content = path.read_bytes()
         found[path.name] = digest(content)
-        for node in ast.walk(ast.parse(content)):
+        for node in ast.parse(content).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for other in [node.module] if isinstance(node, ast.ImportFrom) else names:
                 code(other, found)

@@ -223,7 +223,8 @@ def main(argv=None):
         from ask import ask, typed
 
         own = Path(args.model) / "embeddings"  # what train.py has left there
-        return ask(retriever, corpus, [args.ask] if args.ask else typed(), args.cache or (own if os.access(own, os.W_OK) else None))
+        return ask(retriever, corpus, [args.ask] if args.ask else typed(), args.cache or (own if own.is_dir() else None),
+                   keep=bool(args.cache) or os.access(own, os.W_OK))  # others may read a run that they may not write to
     if args.cache and args.model != "bm25":
         retriever = Cache(retriever, args.cache)
     results, runs = {}, {}

@@ -54,10 +54,9 @@ def numbered(file, path, longest=LONGEST):
 
 def check_file(path):
     """Raise BadInput where a file could not be written, before the work that fills it is done; makes nothing."""
-    path = Path(path)
-    device = path.exists() and not path.is_file()  # or a pipe, which is written to
-    place = path if device else path.absolute().parent
-    if path.is_dir() or not (device or place.is_dir()) or not os.access(place, os.W_OK):
+    device = os.path.exists(path) and not os.path.isfile(path)  # or a pipe, which is written to
+    place = path if device else Path(path).absolute().parent
+    if os.path.isdir(path) or not (device or os.path.isdir(place)) or not os.access(place, os.W_OK):
         raise BadInput(f"{path}: cannot be written; name a file in a folder that is there")
 
 

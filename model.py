@@ -285,7 +285,8 @@ class Retriever:
         if adapter is not None:
             about = adapter.about  # on the hub, too
         if about is None and adapter is None:
-            if (Path(name) / "metrics.jsonl").is_file() and not (Path(name) / "config.json").exists():  # train.py writes it step by step
+            begun = any((Path(name) / part).exists() for part in ("embeddings", "heads.json", "metrics.jsonl"))  # what train.py writes first
+            if begun and name not in BACKBONES and not (Path(name) / "config.json").exists():
                 raise BadInput(f"{name}: training has not ended there; train.py --resume goes on with it")
             tokenizer, llm, how = load_encoder(name, device, dtype)
             return cls(name, tokenizer, llm, **how)

@@ -308,19 +308,19 @@ def test_half_a_retriever(out, tmp_path, collection_folder, files):
     assert message.startswith(f"{tmp_path}: not a whole retriever folder")
 
 
-@pytest.mark.parametrize("function, says", [("write_adapter", "not a whole retriever folder (lacks adapter_config.json)"),
-                                            ("write_json", "training has not ended there")])
-def test_a_run_that_has_not_ended_is_no_model(flags, tmp_path, collection_folder, monkeypatch, function, says):
-    """Wherever it was interrupted."""
+@pytest.mark.parametrize("module, function, says", [
+    (model, "write_adapter", "not a whole retriever folder (lacks adapter_config.json)"), (model, "write_json", "training has not ended there"),
+    (train, "score_heads", "training has not ended there")])
+def test_a_run_that_has_not_ended_is_no_model(flags, tmp_path, collection_folder, monkeypatch, module, function, says):
     run = tmp_path / "run"
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(model, function, interrupted)
+        patch.setattr(module, function, interrupted)
         train.main([*flags, "--out", str(run)])
-    assert (run / "metrics.jsonl").is_file() and not (run / "adapter_config.json").exists()
+    assert run.is_dir() and not (run / "adapter_config.json").exists()
     assert says in refused(evaluate.main, tmp_path / "out", "--model", run, "--data", collection_folder)
 
 
@@ -328,7 +328,7 @@ def test_a_model_that_has_no_linear_layers_is_refused_by_that_name(out, flags, t
     config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=2048, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
-    assert "a gpt2 has no torch.nn.Linear layers" in refused(train.main, out, *flags, "--backbone", tmp_path / "gpt2")
+    assert "--backbone: gpt2 has no torch.nn.Linear layers" in refused(train.main, out, *flags, "--backbone", tmp_path / "gpt2")
 
 
 def test_flags_that_exclude_each_other(flags, out):

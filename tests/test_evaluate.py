@@ -295,18 +295,19 @@ def test_ask_shows_the_best_passages(collection_folder, tiny_folder, capsys, mon
     assert scores[:5] == sorted(scores[:5], reverse=True) and max(scores) <= 1
 
 
-def test_ask_tells_of_documents_that_are_cut(collection_folder, tiny_folder, capsys):
+def test_ask_tells_of_documents_that_are_cut(collection_folder, tiny_folder, tmp_path, capsys):
     asked = ["--model", tiny_folder, "--data", str(collection_folder), "--ask", "which box is black?", "--device", "cpu"]
     evaluate.main(asked)
     assert "not read" not in capsys.readouterr().err
     corpus, retriever = load_corpus(collection_folder), Retriever.load(tiny_folder, device="cpu")
     lengths = sorted(len(row) for row in retriever.tokenize(list(corpus.values()), "document"))
     assert lengths[0] < lengths[-1]
-    evaluate.main([*asked, "--max-tokens", str(lengths[-1])])
-    assert f"{lengths.count(lengths[-1])} documents reach {lengths[-1]} tokens" in capsys.readouterr().err
+    for _ in range(2):  # made, and found
+        evaluate.main([*asked, "--max-tokens", str(lengths[-1]), "--cache", str(tmp_path / "cache")])
+        assert f"{lengths.count(lengths[-1])} documents reach {lengths[-1]} tokens" in capsys.readouterr().err
 
 
-def test_ask_keeps_embeddings_in_a_run_unless_it_may_not_write_there(collection_folder, tiny_folder, tmp_path, capsys, monkeypatch):
+def test_ask_keeps_embeddings_in_a_run_and_where_it_may_not_write_there_it_reads_them(collection_folder, tiny_folder, tmp_path, capsys, monkeypatch):
     made = Retriever.load(tiny_folder, device="cpu")
     made.add_lora(4, 8)
     made.save(tmp_path / "run")
@@ -316,10 +317,15 @@ def test_ask_keeps_embeddings_in_a_run_unless_it_may_not_write_there(collection_
     with monkeypatch.context() as patch:  # root may write anywhere
         patch.setattr(evaluate.os, "access", lambda path, mode: path != own)
         evaluate.main(asked)
-    shown = capsys.readouterr().out
-    assert not list(own.iterdir())
+        shown = capsys.readouterr().out
+        assert not list(own.iterdir())
     evaluate.main(asked)
-    assert capsys.readouterr().out == shown and list(own.rglob("*.npy"))
+    assert capsys.readouterr().out == shown and len(list(own.rglob("*.npy"))) == 2  # with the adapters and without
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.os, "access", lambda path, mode: path != own)
+        patch.setattr(Retriever, "encode", lambda self, texts, kind="query", real=Retriever.encode, **options: real(self, texts, kind, **options) if kind == "query" else pytest.fail())
+        evaluate.main(asked)
+    assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second where the locale is C
