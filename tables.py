@@ -47,8 +47,8 @@ def main():
     """What `make train` prints at its end, and what it took."""
     result = read("make-train")
     found = {f"classroom {label}": result[when]["classroom"] for label, when in (("BM25", "bm25"), ("before", "before"), ("after", "after"))}
-    lines = [f"`make train` ends after {sum(result['seconds'].values()) / 60:.1f} minutes ({result['hardware']}; the first call sets up `.venv` before, "
-             f"about a minute),\nwith {result['peak_mb'] / 1000:.1f} GB at its peak:", "", *("    " + line for line in output.table(found).splitlines()),
+    lines = [f"`make train` ends after {sum(result['seconds'].values()) / 60:.1f} minutes ({result['hardware']}; the first call sets up `.venv` before, as "
+             f"fast as torch comes), with {result['peak_mb'] / 1000:.1f} GB at its peak:", "", *("    " + line for line in output.table(found).splitlines()),
              "    saved in runs/dream; try: .venv/bin/python evaluate.py --model runs/dream --data classroom"]
     return "\n".join(lines) + "\n"
 

@@ -7,8 +7,8 @@ Question
 
 Why it matters
     A few heads copy the answer out of the right document; most do something else. Put the weights into 16 random heads and
-    the LLM barely notices: the loss says little, and what the retriever learns of it does not help retrieval. Eq (6) finds the
-    right ones.
+    the LLM hardly notices which document they point to: the loss says little, and what the retriever learns of it does not help
+    retrieval. Eq (6) finds the right ones.
 
 Hint
     The row that predicts token t is row t - 1. With target_mask[b] = [F, F, T, T] these are rows 1 and 2:
