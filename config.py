@@ -46,6 +46,7 @@ class Config:
     steps: int = option(12, "optimiser steps")
     accumulate: int = option(1, "pools of a step, one after the other; under torchrun, of each process")
     lr: float = option(1e-3, "peak learning rate: linear warm-up over a tenth of the steps, then cosine to zero")
+    clip: float = option(1.0, "the largest norm of a step's gradient, which is scaled down to it")
     lora_rank: int = option(16, "r of LoRA")
     lora_targets: str = option("", "last names of the linear layers that have LoRA, separated by commas; empty: all")
     embed_chunk: int = option(0, "texts embedded at a time, twice each (gradient caching); 0: all at once")
@@ -73,7 +74,7 @@ def parse(argv=None):
             raise BadInput(f"--{name.replace('_', '-')} {value} is too large")
         if name in ("backbone", "data", "out") and not value.strip():
             raise BadInput(f"--{name} is empty")
-    for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate", "lr", "lora_rank"):
+    for name in ("heads", "temperature", "questions", "neighbours", "document_tokens", "steps", "accumulate", "lr", "clip", "lora_rank"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} must be a positive number, not {getattr(config, name)}")
     if config.pool < 2 or config.embed_chunk < 0 or config.save_every < 0:

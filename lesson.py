@@ -20,7 +20,7 @@ from data import Pool
 from files import BadInput, command, replacing
 from inject import Inject, pack, read_documents, score_heads, target_nll
 from objectives import document_weights, dream_loss
-from train import CLIP, HEAD_EXAMPLES, Run, Training
+from train import HEAD_EXAMPLES, Run, Training
 
 ROOT = Path(__file__).parent
 QUESTION = "What do we call the pair of false suns that may flank the real one behind a milky layer?"
@@ -165,7 +165,7 @@ class Lesson:
     def step(self):
         record = Training(self.run).step([(self.pool, slice(None))], SimpleNamespace(asked=False))  # asked: to stop
         w = document_weights(after := self.embed(), self.run.temperature)
-        yield f"learning rate {record['lr']:.2e}; length of the gradient {record['gradient_norm']:.2f}, cut to {CLIP:.2f}\n"
+        yield f"learning rate {record['lr']:.2e}; length of the gradient {record['gradient_norm']:.2f}, cut to {self.run.config.clip:.2f}\n"
         yield self.table({"s": texts(self.s, ".4f"), "after": texts(after, ".4f"), "change": texts(after - self.s, "+.4f"),
                           "w": texts(self.w), "after ": texts(w)})
         yield "\nL {:.3f}, after {:.3f}".format(*self.loss(torch.cat([self.w, w])))

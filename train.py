@@ -43,7 +43,6 @@ from watch import symptom
 
 # ASSUMPTION: what the paper leaves open is decided here, and by the defaults of Config.
 ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
-CLIP = 1.0  # the largest gradient norm of a step
 HEAD_EXAMPLES = 32  # at least so many examples are used to score the heads
 
 
@@ -208,7 +207,7 @@ class Training:
         values = torch.tensor([[*record.values(), stop.asked] for record in records], dtype=torch.float64).mean(0)
         *values, stop.agreed = average(self.parameters, values, config.accumulate).tolist()
         record = dict(zip(records[0], values))
-        record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP).item()
+        record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip).item()
         if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
             documents = ", ".join(d for pool, _ in pools for d in pool.documents)
             raise BadInput(f"step {number + 1}: the loss or its gradient is not a number; start anew with a smaller --lr or a larger --temperature; "

@@ -17,7 +17,7 @@ import torch
 from backbones import load_backbone
 from files import BadInput, command
 from layers import checkpoint_layers
-from train import CLIP, Run
+from train import Run
 
 LEARNS = ("q_proj", "k_proj", "v_proj", "o_proj")  # with the MLPs too it takes four times the memory
 LR = 1e-4  # of the judge; constant
@@ -44,7 +44,7 @@ class UnfrozenLLM(Run):
     def step(self, pool, own=slice(None)):
         """A step as ever; its gradient has reached the judge as well, which takes its own step."""
         record = super().step(pool, own)
-        torch.nn.utils.clip_grad_norm_(self.learning, CLIP)
+        torch.nn.utils.clip_grad_norm_(self.learning, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return record

@@ -336,7 +336,7 @@ def test_flags_that_exclude_each_other(flags, out):
 
 
 POSITIVE = ["--heads", "--temperature", "--questions", "--neighbours", "--document-tokens",
-            "--steps", "--lr", "--lora-rank", "--accumulate"]
+            "--steps", "--lr", "--clip", "--lora-rank", "--accumulate"]
 
 
 @pytest.mark.parametrize("flag, value", [
@@ -344,7 +344,7 @@ POSITIVE = ["--heads", "--temperature", "--questions", "--neighbours", "--docume
     *((flag, "9" * 20) for flag in ("--seed", "--lora-rank", "--document-tokens", "--embed-chunk", "--questions", "--steps", "--pool")), ("--lora-rank", "33"),
     ("--seed", "-99999999999"), ("--lr", "1e300"), ("--temperature", "1e300"), ("--lora-targets", "q_proj,k_prjo"), ("--backbone", ""), ("--data", " "), ("--prompt", "{text} {text}"),
     ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--lora-targets", "q_prjo"), ("--lr", "inf"), ("--temperature", "inf"),
-    *((flag, "nan") for flag in ("--temperature", "--lr", "--final-temperature"))])
+    *((flag, "nan") for flag in ("--temperature", "--lr", "--clip", "--final-temperature"))])
 def test_impossible_hyperparameters(flags, out, flag, value):
     assert flag in refused(train.main, out, *flags, f"{flag}={value}")
 
