@@ -33,6 +33,8 @@ from search import merge, search
 METRICS = ("ndcg", "map", "recall", "precision", "mrr", "success")
 GEOMETRY = ("alignment", "uniformity", "spread")
 ENCODE_CHUNK = 2048  # documents encoded, searched and cached together; also what processes share out among them
+OWN = ("queries are documents of the corpus, with the same id, and find themselves; --drop-self leaves those out, as is usual for ArguAna "
+       "and Quora")
 SAMPLE = 2048  # documents whose embeddings the geometry is measured on
 
 
@@ -230,10 +232,9 @@ def main(argv=None):
     results, runs = {}, {}
     clock.lap("load")
     for name, collection in collections.items():
-        own = sum(text != "" and collection.corpus.get(query, "").endswith(text) for query, text in collection.queries.items())
         runs[name], shape = retrieve(retriever, collection, drop_self=args.drop_self, progress=True)
         results[name] = {**compute_metrics(runs[name], collection.qrels), **shape,
-                         "absent judgments": collection.absent, "queries that are documents": own}
+                         "absent judgments": collection.absent, "queries that are documents": own_queries(collection)}
     clock.lap("evaluate")
     if processes()[0] == 0:
         show(args, argv, retriever, results, runs, clock)
@@ -245,6 +246,11 @@ def main(argv=None):
     end_processes()
 
 
+def own_queries(collection):
+    """How many queries are documents of the corpus, with the same id: each would find itself."""
+    return sum(text != "" and collection.corpus.get(query, "").endswith(text) for query, text in collection.queries.items())
+
+
 def show(args, argv, retriever, results, runs, clock):
     """Write the files that were asked for, and print the tables."""
     if args.out:
@@ -254,8 +260,7 @@ def show(args, argv, retriever, results, runs, clock):
         write_run(args.run, *runs.values(), "_".join(Path(args.model).resolve().name.split()))
     for name, values in results.items():
         if values["queries that are documents"] and not args.drop_self:
-            print(f"{name}: {values['queries that are documents']} queries are documents of the corpus, with the same id, and find "
-                  "themselves; --drop-self leaves those out, as is usual for ArguAna and Quora", file=sys.stderr)
+            print(f"{name}: {values['queries that are documents']} {OWN}", file=sys.stderr)
     ours = " of this process's share" * (processes()[1] > 1)
     if getattr(retriever, "cut", 0):
         print(f"{retriever.cut} texts{ours} reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)

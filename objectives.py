@@ -31,6 +31,7 @@ def document_weights(scores, temperature):
 
 def dream_loss(run, llm, pool, scores):
     """DREAM: the frozen LLM's loss on the targets when the retriever's weights decide what its heads read."""
+    assert run.heads, "no heads are chosen: name the objective in INJECTS"
     weights = document_weights(scores, run.temperature)  # (B, K)
     prefix, input_ids, target_mask = run.read(llm, pool.documents, pool.examples)
     return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads, run.config.budget).mean()
@@ -38,10 +39,10 @@ def dream_loss(run, llm, pool, scores):
 
 def infonce_loss(run, llm, pool, scores):
     """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): cross-entropy on the source document."""
-    texts, source = [run.corpus[d] for d in pool.documents], pool.source
-    copies = torch.tensor([[text == texts[k] for text in texts] for k in source.tolist()])  # (B, K)
-    copies[torch.arange(len(source)), source] = False  # the source's other copies in the pool are no negatives
-    return F.cross_entropy((scores / run.temperature).masked_fill(copies.to(scores.device), -torch.inf), source.to(scores.device))
+    source = pool.source
+    others = torch.tensor([[run.corpus[d] in run.answers[e.query] for d in pool.documents] for e in pool.examples])  # (B, K)
+    others[torch.arange(len(source)), source] = False  # the source's copies, and other rows' sources for this question, are no negatives
+    return F.cross_entropy((scores / run.temperature).masked_fill(others.to(scores.device), -torch.inf), source.to(scores.device))
 
 
 def replug_loss(run, llm, pool, scores):
@@ -68,3 +69,4 @@ def document_likelihoods(run, llm, pool):
 
 
 OBJECTIVES = {"dream": dream_loss, "infonce": infonce_loss, "replug": replug_loss, "emdr": emdr_loss}
+INJECTS = {"dream"}  # those for which a pool's documents are read together, and heads are chosen

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from adapters import check_lora
+from backbones import choose_device
 from bm25 import ordered
 from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, changes, learning_rate, parse, temperature
@@ -34,12 +35,12 @@ from files import BadInput, brief, command, no_memory, write_json
 from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
 from model import Retriever, load_backbone
-from objectives import OBJECTIVES, document_weights
+from objectives import INJECTS, OBJECTIVES, document_weights
 from plot import PICTURES
 from processes import average, end_processes, everyone, own_share, processes, start_processes
 from record import Clock
 from report import measured, report
-from watch import symptom
+from watch import symptom, unfulfilled
 
 # ASSUMPTION: what the paper leaves open is decided here, and by the defaults of Config.
 ALPHA = 2  # LoRA's alpha in ranks: its update is scaled by alpha / r
@@ -75,6 +76,11 @@ class Run:
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
         self.heads, self.rows, self.temperature, self.embeddings = None, {}, config.temperature, set()
         self.check()
+        self.answers = {}  # question -> texts of its sources, for infonce
+        for e in self.examples:
+            self.answers.setdefault(e.query, set()).add(self.corpus[e.document])
+        for line in unfulfilled(self) if processes()[0] == 0 else ():
+            print(line, file=sys.stderr)
         self.order = ordered(self.corpus, self.examples, config.order)  # of documents, for make_pools
 
     def judge(self):
@@ -102,14 +108,14 @@ class Run:
         self.tokenize([documents[0]], "document")  # or BadInput: no room beside the prompt
         if config.objective == "infonce":
             return
-        together = config.pool * (processes()[1] if config.gather else 1) if config.objective == "dream" else 1
+        together = config.pool * (processes()[1] if config.gather else 1) if config.objective in INJECTS else 1
         longest = self.prompts.context(documents[:together])[0].shape[1]
         longest += max(self.prompts.suffixes([e])[0].shape[1] for e in self.examples) - 1  # the last target is never an input
         with self.judge() as llm:
             check_llm(llm, longest)
             shape = llm.config.get_text_config()
             there = shape.num_hidden_layers * shape.num_attention_heads
-        if config.heads > there and config.head_choice != "all" and config.objective == "dream":
+        if config.heads > there and config.head_choice != "all" and config.objective in INJECTS:
             raise BadInput(f"--heads {config.heads}: the LLM has {there}")
 
     def choose_heads(self):
@@ -261,7 +267,7 @@ def main(argv=None):
     start_processes(config.device)
     first = processes()[0] == 0  # the one that speaks and writes; under torchrun all measure, each its share
     if first:
-        print("train.py:", changes(config), flush=True)
+        print("train.py:", changes(config), "on", choose_device(config.device), flush=True)
     check_folder(config)
     clock = Clock()
     run = Run(config)
@@ -274,12 +280,15 @@ def main(argv=None):
 def carry_out(run, out, first, clock, argv):
     """Everything between loading and the table: measure, choose heads or resume, train, save, measure again."""
     config, training, own = run.config, Training(run), identity(run)
-    if config.resume and finished(out, config):
+    done = config.resume and finished(out, config)
+    tensors, about = newest_checkpoint(out, own) if config.resume and not done else (None, None)
+    if len(everyone(torch.tensor([[done, about["step"] if about else 0]])).unique(dim=0)) > 1:
+        raise BadInput(f"--resume: not all processes find the same checkpoint in {out}; it must be a folder that all machines share")
+    if done:
         if first:
             clear(out, "checkpoint-*")  # it may have ended just before it did that itself
             print(f"{out}: the run is finished, there is nothing to resume")
         return
-    tensors, about = newest_checkpoint(out, own) if config.resume else (None, None)
     if about:
         training.load(tensors, about)
         before, scores = about["before"], about["scores"]
@@ -290,7 +299,7 @@ def carry_out(run, out, first, clock, argv):
         with run.retriever.adapters_off():  # they change nothing yet
             before = measured(run, out)
         clock.lap("evaluate before")
-        scores = run.choose_heads().tolist() if config.objective == "dream" else None
+        scores = run.choose_heads().tolist() if config.objective in INJECTS else None
         clock.lap("choose heads")
         if first:  # a folder never mixes two runs
             clear(out, "result.json", "adapter_*", "retriever.json", "heads.json", *PICTURES)  # first what calls it whole

@@ -1,9 +1,40 @@
-"""Signs in a run's records that it learns nothing, each with its likely cause."""
+"""What people should know of a run: what of its options comes to nothing, and signs in its records that it learns nothing."""
+import dataclasses
+import os
+from collections import Counter
+
+from evaluate import OWN, own_queries
+from objectives import INJECTS
+
 
 PATIENCE = 10  # steps in a row that must show a sign
 SPREAD = 0.02  # of the documents' embeddings: under it they are nearly one vector
 ONE_HOT, UNIFORM = 0.999, 1.02  # the largest weight of a question: over the one, or under the other / K
 RIGHT = 0.9  # mean weight on the source: a run that is sure and right has learned
+
+
+def idle(config):
+    """Names of options that were set, and that this run never reads."""
+    names = [] if config.objective in INJECTS else ["heads", "head_choice", "head_rows", "budget"]
+    names += ["heads"] * (config.head_choice == "all") + ["head_rows"] * (config.head_choice != "query")
+    names += ["gather"] * (int(os.environ.get("WORLD_SIZE", 1)) < 2)
+    return [field.name for field in dataclasses.fields(config) if field.name in names and getattr(config, field.name) != field.default]
+
+
+def unfulfilled(run):
+    """A Run that is loaded -> lines for people, on what it will not do as it was told."""
+    config, rows, lines = run.config, Counter(e.document for e in run.examples), []
+    if found := idle(config):
+        lines.append(f"of no effect in this run: {', '.join('--' + name.replace('_', '-') for name in found)}")
+    documents = min(config.pool, len(rows))
+    turns = -(-config.questions // documents)  # a document's questions in one pool
+    questions = min(config.questions, sum(min(n, turns) for _, n in rows.most_common(documents)))
+    if documents < config.pool or questions < config.questions:
+        lines.append(f"--pool {config.pool}, --questions {config.questions}: the training rows allow pools of {documents} documents and at most {questions} questions")
+    if config.document_tokens > run.retriever.max_tokens:
+        lines.append(f"--document-tokens {config.document_tokens}: the retriever reads {run.retriever.max_tokens} tokens; what stands behind them it cannot learn to find")
+    lines += [f"{name}: {count} {OWN} (evaluate.py has it)" for name, c in run.collections.items() if (count := own_queries(c))]
+    return lines
 
 
 def symptom(curve, documents):

@@ -89,11 +89,15 @@ def test_infonce_is_cross_entropy_on_the_source_document(pooled):
     assert objectives.infonce_loss(run, None, pool, scores).item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
-def test_infonce_does_not_push_the_source_s_copies_away(pooled):
-    """A pool with a document twice, once under another id: for its question it is as if the copy were not there."""
+@pytest.mark.parametrize("how", ["copy", "answers the same question"])
+def test_infonce_does_not_push_away_what_answers_too(pooled, how):
+    """A pool with a document twice, once under another id, or with two documents that rows name for one question: for that
+    question it is as if the second were not there."""
     run = pooled[0]
-    run.corpus["copy"] = run.corpus["d1"]
     first, other = (next(e for e in run.examples if e.document == d) for d in ("d1", "d0"))
+    run.corpus["copy"] = run.corpus["d1"] if how == "copy" else "Another text."
+    if how != "copy":
+        run.answers[first.query].add("Another text.")
     scores = torch.tensor([[.1, .2, .3, .4], [.4, .1, .2, .3]])
     loss = objectives.infonce_loss(run, None, Pool(["d0", "d1", "d2", "copy"], [first, other]), scores).item()
     logits = scores.double() / 0.5

@@ -194,6 +194,12 @@ def test_the_backbone_s_layers_can_be_compiled(tiny_folder, collection_folder):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_an_objective_that_injects_is_never_without_heads(tiny_folder, collection_folder):
+    run = tiny_run(tiny_folder, collection_folder)
+    with pytest.raises(AssertionError, match="INJECTS"):
+        run.step(next(run.pools(0)))
+
+
 def test_main_writes_what_the_design_says_and_evaluate_reads_it(tiny_folder, collection_folder, tmp_path, capsys):
     out = tmp_path / "run"
     flags = ["--backbone", tiny_folder, "--data", str(collection_folder), "--pool", "4", "--questions", "4", "--heads", "3",
@@ -380,7 +386,7 @@ def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(["--temprature", "0.02"])
     assert stop.value.code == 2 and "--temprature" in capsys.readouterr().err
-    assert len(dataclasses.fields(Config)) <= 34
+    assert len(dataclasses.fields(Config)) <= 35
     with pytest.raises(BadInput, match="--temperature must be a positive number"):
         parse(["--temperature", "nan"])
 
