@@ -107,7 +107,11 @@ def code(name, found):
     if path.name not in found and path.is_file():
         content = path.read_bytes()
         found[path.name] = digest(content)
-        for node in ast.parse(content).body:
+        try:
+            body = ast.parse(content).body
+        except SyntaxError:  # half an edit of a module that was whole when it was imported
+            body = []
+        for node in body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for other in [node.module] if isinstance(node, ast.ImportFrom) else names:
                 code(other, found)
@@ -124,8 +128,9 @@ def finished(folder, config):
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"--resume: {path} is not what train.py writes; remove it") from None
     for name, value in vars(config).items():
-        if name not in NO_MATTER and there.get(name) != value:
-            raise BadInput(f"--resume: --{name.replace('_', '-')} was {there.get(name)!r} and is now {value!r}; the finished run in {folder} is another one")
+        was = there.get(name, getattr(type(config), name))  # a flag that did not exist then has its default
+        if name not in NO_MATTER and was != value:
+            raise BadInput(f"--resume: --{name.replace('_', '-')} was {was!r} and is now {value!r}; the finished run in {folder} is another one")
     return True
 
 

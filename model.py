@@ -287,7 +287,7 @@ class Retriever:
         if about is None and adapter is None:
             begun = any((Path(name) / part).exists() for part in ("embeddings", "heads.json", "metrics.jsonl"))  # what train.py writes first
             if begun and name not in BACKBONES and not (Path(name) / "config.json").exists():
-                raise BadInput(f"{name}: training has not ended there; train.py --resume goes on with it")
+                raise BadInput(f"{name}: training has not ended there; give its command again (train.py's with --resume)")
             tokenizer, llm, how = load_encoder(name, device, dtype)
             return cls(name, tokenizer, llm, **how)
         if about is None:

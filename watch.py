@@ -16,7 +16,7 @@ RIGHT = 0.9  # mean weight on the source: a run that is sure and right has learn
 def idle(config):
     """Names of options that were set, and that this run never reads."""
     names = [] if config.objective in INJECTS else ["heads", "head_choice", "head_rows", "budget"]
-    names += ["heads"] * (config.head_choice == "all") + ["head_rows"] * (config.head_choice != "query")
+    names += ["heads"] * (config.head_choice == "all")
     names += ["gather"] * (int(os.environ.get("WORLD_SIZE", 1)) < 2)
     return [field.name for field in dataclasses.fields(config) if field.name in names and getattr(config, field.name) != field.default]
 

@@ -11,6 +11,7 @@ import given  # noqa: F401  (the repository's modules)
 from checkpoints import check_folder, claim, clear
 from config import parse
 from files import BadInput, write_json
+from objectives import INJECTS
 from output import table
 from record import Clock, about_run
 from report import measured
@@ -30,7 +31,7 @@ def run_variant(kind, script, flags, argv=None):
         with run.retriever.adapters_off():
             before = measured(run, out)
         clock.lap("evaluate before")
-        if config.objective == "dream":
+        if config.objective in INJECTS:
             run.choose_heads()
             clock.lap("choose heads")
         clear(out, "result.json", "adapter_*", "retriever.json", "heads.json")

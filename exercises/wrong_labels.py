@@ -3,9 +3,9 @@
     python exercises/wrong_labels.py                        # InfoNCE; a label is the next document of the pool
     python exercises/wrong_labels.py --objective dream      # the same pools, whose labels DREAM's loss never reads
 
-Only `Pool.source` is changed, which is what InfoNCE calls the positive; the questions and targets stay whole. DREAM's heads
-are chosen with the right sources here, once, before training: from then on nothing of it depends on a label, and its losses
-are those of train.py to the last bit.
+Only `Pool.source` is changed, which is what InfoNCE calls the positive; the right document is a negative then. Questions and
+targets stay whole. DREAM's heads are chosen with the right sources here, once, before training: from then on nothing of it
+depends on a label, and its losses are those of train.py to the last bit.
 """
 from variant import run_variant  # first: it puts the repository's modules within reach
 
@@ -24,6 +24,10 @@ class WrongPool(Pool):
 
 class WrongLabels(Run):
     choosing = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.answers = dict.fromkeys(self.answers, ())  # or infonce would spare the right document
 
     def choose_heads(self):
         self.choosing = True

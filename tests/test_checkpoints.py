@@ -92,6 +92,8 @@ def test_the_code_of_a_run_is_what_train_imports_and_no_other_file(tmp_path, mon
     (tmp_path / "later.py").write_text("import train\nf = 3\n")
     after = checkpoints.code("train", {})
     assert {name for name in after if after[name] != before[name]} == {"later.py"}
+    (tmp_path / "later.py").write_text("import train\nf = (\n")  # half an edit
+    assert set(checkpoints.code("train", {})) == set(before) and checkpoints.code("train", {})["later.py"] != before["later.py"]
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):

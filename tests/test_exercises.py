@@ -484,6 +484,8 @@ def test_wrong_labels_are_never_the_source_and_change_nothing_else(tiny_folder, 
     for one, two in itertools.islice(zip(right.pools(0), mislabelled.pools(0)), 5):
         assert one.documents == two.documents and one.examples == two.examples
         assert ((two.source != one.source) & (two.source >= 0) & (two.source < 4)).all()
+        indifferent = objectives.infonce_loss(mislabelled, None, two, torch.zeros(len(two.examples), 4))
+        assert indifferent.item() == pytest.approx(math.log(4))  # over all documents, the right one among them
 
 
 def test_dream_does_not_read_the_labels_that_mislead_infonce(tiny_folder, collection_folder, tmp_path, capsys):

@@ -291,6 +291,13 @@ def test_a_finished_run_is_left_alone(flags, tmp_path, capsys):
     assert "nothing to resume" in capsys.readouterr().out
     with pytest.raises(BadInput, match="--resume: --lr was 0.001 and is now 0.5"):
         train.main([*flags, "--lr", ".5", "--resume"])
+    path = tmp_path / "run" / "result.json"
+    result = json.loads(path.read_text())
+    del result["config"]["clip"]  # as before there was such a flag
+    path.write_text(json.dumps(result))
+    before["result.json"] = path.read_bytes()
+    train.main([*flags, "--resume"])
+    assert "nothing to resume" in capsys.readouterr().out
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
 
 

@@ -22,7 +22,7 @@ def test_a_sign_must_last(record, says):
 
 @pytest.mark.parametrize("flags, says", [
     ([], None), (["--objective", "infonce", "--budget", "keep", "--heads", "3"], "--heads, --budget"), (["--objective", "replug", "--head-choice", "all"], "--head-choice"),
-    (["--head-choice", "all", "--heads", "2"], "no effect in this run: --heads"), (["--head-choice", "random", "--head-rows", "question", "--heads", "2"], "run: --head-rows"),
+    (["--head-choice", "all", "--heads", "2"], "no effect in this run: --heads"),
     (["--budget", "keep", "--head-rows", "question"], None), (["--gather"], "run: --gather")])
 def test_options_that_nothing_reads_are_named(flags, says, tiny_folder, collection_folder, tmp_path, capsys):
     run = train.Run(train.parse(["--backbone", tiny_folder, "--data", str(collection_folder), "--pool", "4", "--questions", "4", "--device", "cpu",
