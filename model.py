@@ -91,7 +91,7 @@ def attach(llm, adapter):
 # about to say a text in one word has gathered its meaning at the last token, before any training.
 PROMPTS = {"query": 'This sentence : "', "document": 'This sentence : "'}
 SUFFIX = '" means in one word: "'
-HOW = ("prompts", "suffix", "max_tokens", "pooling", "normalize")  # what retriever.json says beside the backbone
+HOW = {"prompts": dict, "suffix": str, "max_tokens": int, "pooling": str, "normalize": bool}  # what retriever.json says beside the backbone
 # How an adapter without retriever.json is used: as the published cards say, the last token, no EOS and no prompts.
 PUBLISHED = {"prompts": {"query": "", "document": ""}, "suffix": "", "max_tokens": 512}
 
@@ -296,9 +296,12 @@ class Retriever:
             how = how or PUBLISHED
         else:
             lacks = [key for key in ("backbone", *HOW) if key not in about] + ([CONFIG] if adapter is None else [])
-            if lacks or about["pooling"] not in POOLINGS:
-                why = f"lacks {', '.join(lacks)}" if lacks else f"the pooling {about['pooling']!r} is not known"
-                raise BadInput(f"{name}: not a whole retriever folder ({why})")
+            if lacks:
+                raise BadInput(f"{name}: not a whole retriever folder (lacks {', '.join(lacks)})")
+            wrong = [key for key, kind in HOW.items() if type(about[key]) is not kind or key == "pooling" and about[key] not in POOLINGS
+                     or key == "prompts" and {type(about[key].get(kind)) for kind in ("query", "document")} != {str}]
+            if wrong:
+                raise BadInput(f"{name}: retriever.json says {wrong[0]} = {about[wrong[0]]!r}, which is not as Retriever.save() writes it")
             backbone, how = about["backbone"], {key: about[key] for key in HOW}
             load = load_backbone if about.get("causal", True) else load_encoder
             tokenizer, llm = load(backbone, device, dtype, tokenizer_from=adapter.tokenizer)[:2]

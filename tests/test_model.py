@@ -228,6 +228,18 @@ def test_weights_that_are_missing_are_refused_instead_of_made_up(tmp_path):
         load_backbone(folder)
 
 
+@pytest.mark.parametrize("key, value", [("prompts", "find: "), ("prompts", {"query": ""}), ("prompts", {"query": "", "document": None}), ("suffix", None),
+                                        ("max_tokens", "512"), ("max_tokens", True), ("pooling", "sum"), ("pooling", []), ("normalize", 1)])
+def test_what_save_does_not_write_is_refused_by_name(tiny_folder, tmp_path, key, value):
+    made = Retriever.load(tiny_folder, device="cpu")
+    made.add_lora(rank=4, alpha=8)
+    made.save(tmp_path)
+    about = json.loads((tmp_path / "retriever.json").read_text())
+    (tmp_path / "retriever.json").write_text(json.dumps({**about, key: value}))
+    with pytest.raises(BadInput, match=f"retriever.json says {key} = "):
+        Retriever.load(tmp_path, device="cpu")
+
+
 def test_no_texts_are_no_vectors():
     assert retriever().encode([]).shape == (0, 32)
 
