@@ -206,6 +206,18 @@ def load_examples(folder):
     return examples
 
 
+def sources(corpus, examples):
+    """{question: texts of all documents that it is asked of}, of which none is wrong for it.
+
+    >>> sources({"a": "A", "b": "B"}, [Example("Which?", "x", "a"), Example("Which?", "y", "b")]) == {"Which?": {"A", "B"}}
+    True
+    """
+    found = {}
+    for e in examples:
+        found.setdefault(e.query, set()).add(corpus[e.document])
+    return found
+
+
 # ----------------------------------------------------------------------------------------------------------- pools
 
 

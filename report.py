@@ -1,6 +1,7 @@
 """What a training run measures before and after, and what it leaves at its end: result.json, the table, pictures."""
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 
@@ -42,4 +43,5 @@ def report(run, training, out, before, after, clock, argv):
     if config.plot:
         print(*plot_run(out, run.retriever), sep="\n")
     clear(out, "checkpoint-*")  # all is there
-    print(f"saved in {out}" + (f"; try: {os.path.relpath(sys.executable)} evaluate.py --model {out} --data {config.eval or config.data}" if rows else ""))
+    words = [os.path.relpath(sys.executable), "evaluate.py", "--model", str(out), "--data", config.eval or config.data]
+    print(f"saved in {out}" + (f"; try: {shlex.join(words)}" if rows else ""))

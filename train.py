@@ -30,7 +30,7 @@ from bm25 import ordered
 from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, changes, learning_rate, parse, temperature
 from cut import readable
-from data import Pool, Prompts, find_qrels, load_collections, load_corpus, load_examples, make_pools
+from data import Pool, Prompts, find_qrels, load_collections, load_corpus, load_examples, make_pools, sources
 from files import BadInput, brief, command, no_memory, write_json
 from inject import check_llm, prefill, score_heads, select_heads
 from layers import checkpoint_layers, compile_layers
@@ -76,9 +76,7 @@ class Run:
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
         self.heads, self.rows, self.temperature, self.embeddings = None, {}, config.temperature, set()
         self.check()
-        self.answers = {}  # question -> texts of its sources, for infonce
-        for e in self.examples:
-            self.answers.setdefault(e.query, set()).add(self.corpus[e.document])
+        self.answers = sources(self.corpus, self.examples)  # for infonce
         for line in unfulfilled(self) if processes()[0] == 0 else ():
             print(line, file=sys.stderr)
         self.order = ordered(self.corpus, self.examples, config.order)  # of documents, for make_pools

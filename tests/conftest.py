@@ -10,12 +10,15 @@ from http.server import ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bounds are those of float32 on a CPU; must stand before torch is imported
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 ROOT = Path(__file__).parent.parent
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc or /dev/full, or waits as Linux does")
 sys.path.insert(0, str(ROOT))
 
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}

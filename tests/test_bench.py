@@ -9,7 +9,7 @@ import torch
 import bench
 import measure
 import scale
-from conftest import save_tiny, write_collection
+from conftest import on_linux, save_tiny, write_collection
 from files import BadInput
 
 
@@ -110,6 +110,7 @@ def test_the_naive_step_reads_documents_of_the_length_that_is_asked_for(setting,
     assert 44 in lengths and 64 not in lengths
 
 
+@on_linux
 def test_a_peak_is_what_a_call_held_and_no_more():
     assert 200 <= measure.peak(lambda: torch.ones(2**26)) <= 300  # 2^26 float32: 256 MB, gone when the call is over
     assert measure.peak(lambda: None) < 50

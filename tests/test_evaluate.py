@@ -369,6 +369,9 @@ def test_several_collections_have_a_mean_and_own_ids_are_told(collection_folder,
     assert "other: 1 queries are documents of the corpus" in told.err and "--drop-self" in told.err
     assert result["other"]["absent judgments"] == 1 and result["other"]["recall@10"] == 0.25  # of d1's two one, of q9's none
     assert [result[name]["queries that are documents"] for name in ("collection", "other")] == [0, 1]
+    evaluate.main(["--model", "bm25", "--data", str(other), "--drop-self", "--out", str(tmp_path / "out.json")])
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["metrics"]["other"]["recall@10"] == 0 and result["drop_self"] is True and "find themselves" not in capsys.readouterr().err
 
 
 def test_what_cannot_be_measured_is_a_dash(collection_folder, tiny_folder, tmp_path, capsys):

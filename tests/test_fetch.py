@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler
 
 import huggingface_hub
 import pytest
-from conftest import ROOT, serving
+from conftest import ROOT, on_linux, serving
 
 import commands
 import fetch as module
@@ -337,6 +337,7 @@ def test_there_is_no_half_made_folder_at_any_time(server, scifact, out, monkeypa
 # ---------------------------------------------------------------------------------------------------------- the disk
 
 
+@on_linux
 def test_a_full_disk(server, scifact, out, monkeypatch):
     out.parent.mkdir(parents=True)
     part = out.parent / "scifact.zip.part"

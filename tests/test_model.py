@@ -282,10 +282,13 @@ def test_batches_of_one_length_hold_no_padding():
     torch.testing.assert_close(vectors, torch.stack([made.encode([text], "document")[0] for text in texts]), atol=1e-5, rtol=0)
 
 
-def test_a_damaged_weight_file_is_refused(tmp_path):
+def test_a_damaged_weight_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "weights.gguf").write_bytes(b"GGUF, or so it says")
     with pytest.raises(BadInput, match="damaged"):
         convert_gguf(tmp_path / "weights.gguf", sha256="0" * 64)
+    monkeypatch.setattr(backbones, "packaged_file", lambda backbone: tmp_path / "weights.gguf")
+    with pytest.raises(BadInput, match="damaged.*expected b179c9523d0e"):
+        load_backbone("SmolLM2-135M")
 
 
 def test_a_conversion_that_found_no_room_leaves_nothing_and_a_whole_one_can_be_read_by_all(tmp_path, monkeypatch):

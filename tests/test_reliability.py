@@ -72,6 +72,10 @@ def test_the_counts_and_figures_of_the_page_are_those_of_the_tables_and_results(
     found = json.loads((ROOT / "results" / "precision.json").read_text())
     for value in (found["float32"], found["bfloat16"], found["difference"], found["standard error of the difference"], found["standard error of nDCG"]):
         assert f"{value:.4f}" in PAGE
+    rounds, words = json.loads((ROOT / "results" / "soak.json").read_text())["rounds"], " ".join(PAGE.split())
+    assert len({r["loss"] for r in rounds}) == len({(r["open_files"], r["threads"]) for r in rounds}) == 1
+    assert (f"after each of {len(rounds)} rounds the same loss, {rounds[0]['open_files']} open files, {rounds[0]['threads']} threads and room on the disk; "
+            f"resident memory {rounds[0]['resident_mb']:,.0f} MB after the first and {rounds[-1]['resident_mb']:,.0f} MB after the last") in words
 
 
 # --------------------------------------------------------------------------------------------------- any flag, any file

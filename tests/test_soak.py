@@ -2,8 +2,10 @@
 import json
 
 import soak
+from conftest import on_linux
 
 
+@on_linux
 def test_two_rounds_are_recorded_and_equal(tiny_folder, collection_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(soak, "FIRST", 0)  # or there is no round to judge
     monkeypatch.setitem(soak.ALLOWED, "resident_mb", 1000)  # what earlier tests have freed is taken again, or not

@@ -17,6 +17,33 @@ def test_a_cell_is_mean_and_sample_deviation():
     assert tables.cell([0.25]) == ".250"
 
 
+def test_what_the_tables_show_is_in_the_files_as_read_by_hand():
+    """One cell of three tables, and the trained retriever's own row, each from its files here."""
+    def value(name, *keys):
+        found = json.loads((ROOT / "results" / f"{name}.json").read_text())
+        for key in keys:
+            found = found[key]
+        return found
+
+    def cells(table, label):
+        line = next(line for line in tables.TABLES[table]().splitlines() if line.startswith(f"| {label} |"))
+        return [cell.strip() for cell in line.strip("|\n").split("|")]
+
+    def shown(number):
+        return f"{number:.3f}".lstrip("0")
+
+    seeds = [value(f"dream-{seed}", "after", "classroom", "ndcg@10") for seed in (0, 1, 2)]
+    assert any(cell.startswith(shown(sum(seeds) / 3)) for cell in cells("results", "dream"))
+    names = ("cranfield", "cacm", "cisi", "medline", "adi", "humaneval", "mbpp")
+    seven = [[value(f"qa-emdr-{seed}-beir", "metrics", name, "ndcg@10") for name in names] for seed in (0, 1, 2)]
+    row = cells("beir", "qa-emdr")
+    assert row[1] == "3" and row[3:10] == [shown(sum(column) / 3) for column in zip(*seven)]
+    assert row[-1].startswith(shown(sum(map(sum, seven)) / 21))
+    own = [(value(f"own-keep-{name}-0", "before", name, "ndcg@10"), value(f"own-keep-{name}-0", "after", name, "ndcg@10")) for name in names[:4]]
+    row = cells("corpus", "mean of the first four")
+    assert [row[1], row[3]] == [shown(sum(column) / 4) for column in zip(*own)]
+
+
 def test_every_result_says_how_it_came_about():
     paths = list((ROOT / "results").glob("*-[0-9].json"))
     assert len(paths) >= 4

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -142,6 +143,25 @@ def test_saving_memory_changes_no_gradient(tiny_folder, collection_folder, objec
         assert (plain - saving).abs().max() <= 1e-5 * plain.abs().max()
 
 
+def test_a_step_s_gradient_is_that_of_one_plain_graph(tiny_folder, collection_folder):
+    """Embeddings, softmax and the LLM's loss in one graph, where a step goes backward in two parts."""
+    run = tiny_run(tiny_folder, collection_folder, "--temperature", ".3")
+    run.retriever.llm.double()
+    run.choose_heads()
+    for p in run.retriever.parameters()[1::2]:
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(1))
+    pool, parameters = next(run.pools(0)), run.retriever.parameters()
+    run.step(pool)
+    found = [p.grad.clone() for p in parameters]
+    queries = run.retriever.embed(run.tokenize([e.query for e in pool.examples], "query"))
+    documents = run.retriever.embed(run.tokenize([run.corpus[d] for d in pool.documents], "document"))
+    weights = torch.exp(queries @ documents.T / 0.3)
+    with run.judge() as llm:
+        loss = target_nll(llm, *run.read(llm, pool.documents, pool.examples), weights / weights.sum(1, keepdim=True), run.heads).mean()
+    for ours, plain in zip(found, torch.autograd.grad(loss, parameters)):
+        assert plain.abs().max() > 0 and (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
 def test_checkpointing_keeps_less_and_leaves_the_prefix_alone(tiny_folder, collection_folder):
     plain, saving = (tiny_run(tiny_folder, collection_folder, "--document-tokens", "64", *more) for more in ([], ["--checkpoint"]))
     pool, prefixes = next(plain.pools(0)), []
@@ -278,9 +298,9 @@ def test_the_last_line_is_a_command_that_works(tiny_folder, collection_folder, t
     data = shutil.copytree(collection_folder, tmp_path / "rows")
     shutil.rmtree(data / "qrels")
     train.main(["--backbone", tiny_folder, "--data", str(data), "--eval", str(collection_folder), "--pool", "4", "--heads", "3", "--steps", "1",
-                "--device", "cpu", "--out", str(tmp_path / "run")])
+                "--device", "cpu", "--out", str(tmp_path / "my run")])
     said = capsys.readouterr().out.strip().split("\n")[-1]
-    evaluate.main([*said.partition("evaluate.py ")[2].split(), "--device", "cpu"])
+    evaluate.main([*shlex.split(said.partition("evaluate.py ")[2]), "--device", "cpu"])
     assert "nDCG@10" in capsys.readouterr().out
 
 
@@ -364,6 +384,18 @@ def test_head_choices(tiny_folder, collection_folder, choice, count):
     best = sorted((scores[at].item() for at in run.heads), reverse=True)
     if choice == "query":
         assert best == sorted(scores.flatten().tolist(), reverse=True)[:3]
+    if choice == "random":
+        other = tiny_run(tiny_folder, collection_folder, "--head-choice", choice, "--seed", "1")
+        other.choose_heads()
+        assert set(other.heads) != set(run.heads)
+
+
+def test_the_optimiser_has_the_rate_and_the_loss_the_temperature_of_each_step(tiny_folder, collection_folder):
+    run, seen = tiny_run(tiny_folder, collection_folder, "--objective", "infonce", "--steps", "6", "--final-temperature", ".1"), []
+    training = train.Training(run)
+    training.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append((optimizer.param_groups[0]["lr"], run.temperature)))
+    train.train(run, training=training)
+    assert seen == [(learning_rate(run.config, step), train.temperature(run.config, step)) for step in range(6)] and len(set(seen)) == 6
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
