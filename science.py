@@ -63,6 +63,7 @@ VARIANTS = {  # the same with other settings
     "qa-keep-temperature-.1": "--budget keep --temperature .1", "qa-keep-heads-64": f"{KEEP} --heads 64",  # KEEP, and one thing more
     "qa-keep-head-rows-question": f"{KEEP} --head-rows question", "qa-keep-lr-3e-4": f"{KEEP} --lr 3e-4",
     "qa-keep-clip-.1": f"{KEEP} --clip .1",  # so that most gradients are scaled to one length, as replug's are by a clip of 1
+    "qa-infonce-clip-.1": "--objective infonce --temperature .05 --clip .1",
     "qa-keep-attention-alone": f"{KEEP} {ATTENTION}", "qa-infonce-attention-alone": f"--objective infonce --temperature .05 {ATTENTION}",
     "qa-keep-larger-llm": f"{KEEP} {LARGER}",
 }
