@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from backbones import BACKBONES, is_hub_id, unreachable
+from backbones import BACKBONES, is_hub_id, short_name, unreachable
 from files import BadInput, brief, replacing, write_json
 from peers import locate, read_json, refuse_unknown
 
@@ -134,9 +134,7 @@ def read_adapter(source):
         if not found:
             raise BadInput(f"{source}: {WEIGHTS} has tensors that fit nowhere: {key}")
         tensors.setdefault(found[1], {})[found[2]] = tensor
-    named = config["base_model_name_or_path"]
-    base = next((short for short, backbone in BACKBONES.items() if backbone.hub == named), named)
-    return Adapter(source, base, tokenizer, config, tensors, about)
+    return Adapter(source, short_name(config["base_model_name_or_path"]), tokenizer, config, tensors, about)
 
 
 def linear_layers(llm):

@@ -106,6 +106,11 @@ def is_hub_id(name):
     return name.count("/") == 1 and not name.startswith((".", "/"))
 
 
+def short_name(name):
+    """A hub id of the list -> its short name; any other name as it is."""
+    return next((short for short, backbone in BACKBONES.items() if backbone.hub == name), name)
+
+
 def find_backbone(name):
     """A short name, local folder, .gguf file or hub id -> what from_pretrained takes. Raises BadInput."""
     if name in BACKBONES:

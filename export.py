@@ -20,7 +20,7 @@ import tokenizers
 import torch
 
 from adapters import write_adapter
-from backbones import BACKBONES, is_hub_id, packaged_file, save_model
+from backbones import BACKBONES, is_hub_id, packaged_file, save_model, short_name
 from convert import making
 from files import BadInput, command, write_json
 from model import Retriever
@@ -280,8 +280,8 @@ def export(run, out, adapter_only=False, dtype="float32"):
         raise BadInput(f"{run}: has no adapter; name a folder that train.py wrote")
     if adapter_only and Path(retriever.hub_name()).is_file():
         raise BadInput(f"--adapter-only: others cannot read the base {retriever.name}; leave it out")
-    short = next((short for short, backbone in BACKBONES.items() if backbone.hub == retriever.name), None)
-    if adapter_only and short and packaged_file(BACKBONES[short]):
+    short = short_name(retriever.name)  # under which the adapter's base is found when it is opened
+    if adapter_only and short != retriever.name and packaged_file(BACKBONES[short]):
         raise BadInput(f"--adapter-only: an adapter of {retriever.name} is read with the quantized weights of the package {BACKBONES[short].package}, "
                        "which it was not trained on; leave it out, or uninstall the package")
     expected = [retriever.encode(TRIED, kind) for kind in ("query", "document")]

@@ -1,11 +1,10 @@
 """What people should know of a run: what of its options comes to nothing, and signs in its records that it learns nothing."""
 import dataclasses
-import os
 from collections import Counter
 
 from evaluate import OWN, own_queries
 from objectives import INJECTS
-
+from processes import processes
 
 PATIENCE = 10  # steps in a row that must show a sign
 SPREAD = 0.02  # of the documents' embeddings: under it they are nearly one vector
@@ -17,7 +16,7 @@ def idle(config):
     """Names of options that were set, and that this run never reads."""
     names = [] if config.objective in INJECTS else ["heads", "head_choice", "head_rows", "budget"]
     names += ["heads"] * (config.head_choice == "all")
-    names += ["gather"] * (int(os.environ.get("WORLD_SIZE", 1)) < 2)
+    names += ["gather"] * (processes()[1] < 2)
     return [field.name for field in dataclasses.fields(config) if field.name in names and getattr(config, field.name) != field.default]
 
 

@@ -3,7 +3,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +91,6 @@ def flags(tiny_folder, tmp_path):
 
 @on_linux
 def test_killed_at_random_moments(flags, tmp_path):
-    shutil.rmtree(tmp_path / "collection" / "qrels")  # nothing is measured
     script = tmp_path / "server.py"
     script.write_text(SERVER.format(root=str(ROOT)))
     done = subprocess.run([sys.executable, script, json.dumps([[*flags, "--steps", "60", "--eval", ""], str(tmp_path)])],
@@ -101,8 +99,7 @@ def test_killed_at_random_moments(flags, tmp_path):
     met = json.loads(done.stdout.splitlines()[-1])
     for name, kills, stopped in (("SIGKILL", 20, -9), ("SIGTERM", 4, 130), ("SIGINT", 4, 130)):
         codes, steps, last = met[name]
-        ends = {stopped, -signal.Signals[name]}  # where no step was going on, the system's own
-        assert last == 0 and set(codes) - {0} <= ends and sum(code != 0 for code in codes) == kills and stopped in codes, (name, codes)
+        assert last == 0 and set(codes) <= {0, stopped} and codes.count(stopped) == kills, (name, codes)
         assert len(set(steps)) > 2, (name, steps)  # at different stages of the work
         broken = tmp_path / name
         assert outcome(tmp_path / "whole") == outcome(broken)
