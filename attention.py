@@ -6,14 +6,14 @@ are exact:
 
 - Texts need no padding: they are packed into one row of tokens, each seeing itself alone (`ReadTexts`). Only attention
   itself is done text by text; every other layer works on real tokens alone.
-- Many questions share the same documents, whose keys are never copied or masked. Documents and a question's own past
-  are read apart, each with the log-sum-exp of its logits, and put together:
+- Many questions share one prefix, the documents with their introduction, whose keys are never copied or masked. The prefix
+  and a question's own past are read apart, each with the log-sum-exp of its logits, and put together:
 
-    softmax over both = share * (softmax over documents) + (1 - share) * (softmax over the own past)
-    share = sigmoid( log sum_documents exp(logits) - log sum_own exp(logits) )
+    softmax over both = share * (softmax over the prefix) + (1 - share) * (softmax over the own past)
+    share = sigmoid( log sum_prefix exp(logits) - log sum_own exp(logits) )
 
-- All rows of all questions see the same documents, so that reading them is one product of many rows, in which heads that
-  share keys and values (grouped-query attention, Ainslie et al. 2023) are rows too.
+- All rows of all questions see the same prefix, so that reading it is one product of many rows, in which heads that share
+  keys and values (grouped-query attention, Ainslie et al. 2023) are rows too.
 
 Left out: sliding windows, soft-capping, attention sinks and layers that are not softmax attention. Symbols: see model.py.
 """
@@ -30,17 +30,15 @@ from files import BadInput
 
 READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers hands a ready mask through; a reading masks by itself
 
+TRY = "use Qwen2, Qwen3 or Llama"
 AT_ONCE = defaultdict(lambda: 65536, cpu=4096)  # device -> tokens that a pass without gradients reads together
 
 
 class Reading:
     """What replaces a layer's attention during one pass. __call__(layer, query, key, value, scaling) -> (1, H, N, d).
 
-    query: (1, H, N, d); key, value: (1, H_kv, N, d); scaling: 1 / sqrt(d).
+    query: (1, H, N, d); key, value: (1, H_kv, N, d); scaling: 1 / sqrt(d). forward() gives it layers_seen, and last, the last layer.
     """
-
-    def __init__(self):
-        self.layers_seen = []
 
 
 class Enough(Exception):
@@ -58,11 +56,11 @@ def attend(module, query, key, value, attention_mask, reading=None, **kwargs):
     for extra, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks"),
                         ("position_bias", "adds a position bias")):
         if kwargs.get(extra) is not None:
-            raise BadInput(f"{type(module).__name__} {what}: eq (3) does not hold there; use Qwen2, Qwen3 or Llama")
+            raise BadInput(f"{type(module).__name__} {what}: eq (3) does not hold there; {TRY}")
     if attention_mask is not READY:
-        raise BadInput(f"{type(module).__name__} masks its attention its own way; use Qwen2, Qwen3 or Llama")
+        raise BadInput(f"{type(module).__name__} masks its attention its own way; {TRY}")
     if value.shape[-1] != key.shape[-1]:
-        raise BadInput(f"{type(module).__name__} has values of another width than its keys; use Qwen2, Qwen3 or Llama")
+        raise BadInput(f"{type(module).__name__} has values of another width than its keys; {TRY}")
     reading.layers_seen.append(module.layer_idx)
     return reading(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
 
@@ -75,17 +73,18 @@ def obstacle(llm, length):
     """Why `length` tokens of `llm` cannot be read by plain causal softmax attention; None if they can."""
     config, kind = llm.config.get_text_config(), llm.config.model_type
     window = min(getattr(config, "sliding_window", None) or length, getattr(config, "attention_chunk_size", None) or length)
-    slides = any(t != "full_attention" for t in getattr(config, "layer_types", None) or ["sliding"])
+    types = set(getattr(config, "layer_types", None) or [])
+    slides = types != {"full_attention"}  # also where the configuration does not say
     if getattr(config, "is_causal", True) is False or any(getattr(m, "is_causal", True) is False for m in llm.modules()):
         return f"{kind}: its tokens see what follows them; use a causal LM, such as Qwen2, Qwen3 or Llama"
-    if set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention", "chunked_attention"}:
-        return f"{kind}: not every layer is plain attention; use Qwen2, Qwen3 or Llama"
+    if types - {"full_attention", "sliding_attention", "chunked_attention"}:
+        return f"{kind}: not every layer is plain attention; {TRY}"
     if not getattr(llm, "_supports_attention_backend", False):
-        return f"{kind}: this architecture does not let its attention function be chosen; use Qwen2, Qwen3 or Llama"
+        return f"{kind}: this architecture does not let its attention function be chosen; {TRY}"
     if any(getattr(config, f"{where}_logit_softcapping", None) for where in ("attn", "final")):
-        return f"{kind}: soft-capped logits are not supported; use Qwen2, Qwen3 or Llama"
+        return f"{kind}: soft-capped logits are not supported; {TRY}"
     if any(name.endswith("sinks") for name, _ in llm.named_parameters()):
-        return f"{kind}: attention sinks are not supported; use Qwen2, Qwen3 or Llama"
+        return f"{kind}: attention sinks are not supported; {TRY}"
     if slides and window < length:
         return f"{kind}: its sliding window of {window} tokens is shorter than the input of {length}"
     if length > config.max_position_embeddings:
@@ -100,13 +99,15 @@ def forward(llm, reading, input_ids, positions, **kwargs):
     Leaves the model on "dream" attention, which without a `reading` is stock SDPA.
     """
     llm.set_attn_implementation("dream")
+    layers = list(range(llm.config.get_text_config().num_hidden_layers))
+    reading.layers_seen, reading.last = [], layers[-1]
     try:
         output = llm(input_ids=input_ids[None], position_ids=positions[None], attention_mask=READY, use_cache=False,
                      reading=reading, **kwargs)
     except Enough:
         output = None
-    if reading.layers_seen != list(range(llm.config.get_text_config().num_hidden_layers)):
-        raise BadInput(f"{llm.config.model_type}: not every layer is plain attention; use Qwen2, Qwen3 or Llama")
+    if reading.layers_seen != layers:
+        raise BadInput(f"{llm.config.model_type}: not every layer is plain attention; {TRY}")
     return output
 
 
@@ -134,16 +135,30 @@ class Packing:
 
 
 class ReadTexts(Reading):
-    """Causal attention of packed texts; behind a short text's last token there is nothing that its rows could see."""
+    """Causal attention of packed texts. Padding stands behind a text's last token, where none of its rows looks."""
 
     def __init__(self, packing):
-        super().__init__()
         self.packing = packing
 
     def __call__(self, layer, query, key, value, scaling):
         query, key, value = (self.packing.apart(x[0]).transpose(0, 1) for x in (query, key, value))  # (B, H, T, d)
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return self.packing.together(output.transpose(0, 1))[None]
+
+
+class KeepTexts(ReadTexts):
+    """The same, which keeps every layer's keys and values, (H_kv, N, d); done once the last layer's are there."""
+
+    def __init__(self, packing):
+        super().__init__(packing)
+        self.keys, self.values = [], []
+
+    def __call__(self, layer, query, key, value, scaling):
+        self.keys.append(key[0])
+        self.values.append(value[0])
+        if layer == self.last:
+            raise Enough
+        return super().__call__(layer, query, key, value, scaling)
 
 
 # ------------------------------------------------------------------------------------------------- shared documents
@@ -155,7 +170,7 @@ def wide(x):
 
 
 def chunks(query, key):
-    """Slices of rows, such that their logits fit a CPU's cache, or a small part of an accelerator's memory."""
+    """query (H_kv, rows, d), key (H_kv, L, d) -> slices of rows, such that their logits fit a CPU's cache, or a small part of an accelerator's memory."""
     rows = max(1, (2**20 if key.device.type == "cpu" else 2**26) // (key.shape[0] * key.shape[1]))
     return [slice(start, start + rows) for start in range(0, query.shape[1], rows)]
 
@@ -172,7 +187,7 @@ def factors(*tensors):
 
 
 def product(a, b, less=0):
-    """a @ b - less in float32: a (H, R, x) float32, b (H, x, C). Where b is in half precision, a is rounded to it."""
+    """a @ b - less in float32: a (H_kv, rows, i) float32, b (H_kv, i, j). Where b is in half precision, a is rounded to it."""
     if a.dtype == b.dtype:
         return torch.baddbmm(less, a, b, beta=-1) if torch.is_tensor(less) else a @ b
     return torch.bmm(a.to(b.dtype), b, out_dtype=torch.float32).sub_(less)
@@ -190,7 +205,8 @@ def read_chunked(query, key, value):
 
 def read_fused(query, key, value):
     """The same by torch's fused kernels, those behind scaled_dot_product_attention: on a CPU twice as fast, on a GPU in half precision alone."""
-    aten, (query, key, value), wanted = torch.ops.aten, (x[None] for x in (query.to(key.dtype), key, value)), query.dtype
+    aten, wanted = torch.ops.aten, query.dtype
+    query, key, value = query.to(key.dtype)[None], key[None], value[None]  # a batch of one, as the kernels want it
     if key.device.type == "cpu":
         output, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
     else:
@@ -201,7 +217,7 @@ def read_fused(query, key, value):
 class SharedAttention(torch.autograd.Function):
     """Rows attend to keys and values that all of them share and that need no gradient: only the rows get one.
 
-    query: (H_kv, R, d), scaled; key, value: (H_kv, L, d) -> output (H_kv, R, d), log-sum-exp (H_kv, R, 1).
+    query: (H_kv, rows, d), scaled; key, value: (H_kv, L, d) -> output (H_kv, rows, d), log-sum-exp (H_kv, rows, 1).
     As FlashAttention does (Dao et al. 2022, arXiv 2205.14135), it keeps of each row's softmax the log-sum-exp alone,
     from which the backward pass makes the attention again.
     """
@@ -219,7 +235,7 @@ class SharedAttention(torch.autograd.Function):
     def backward(ctx, d_output, d_lse):
         query, key, value, output, lse = ctx.saved_tensors
         (key, value), d_query = factors(key, value), torch.empty_like(query)
-        mean = (d_output * output).sum(-1, keepdim=True) - d_lse  # (H_kv, R, 1): the mean of d_p under p, less d_lse
+        mean = (d_output * output).sum(-1, keepdim=True) - d_lse  # (H_kv, rows, 1): the mean of d_p under p, less d_lse
         for rows in chunks(query, key):
             p = product(query[:, rows], key.transpose(1, 2), lse[:, rows]).exp_()
             d_p = product(d_output[:, rows], value.transpose(1, 2), mean[:, rows])
@@ -228,7 +244,7 @@ class SharedAttention(torch.autograd.Function):
 
 
 def read_prefix(query, key, value):
-    """The documents as rows read them: query (H, N, d), scaled -> output (H, N, d), log-sum-exp (H, N, 1)."""
+    """The prefix as rows read it: query (H, N, d), scaled -> output (H, N, d), log-sum-exp (H, N, 1)."""
     output, lse = SharedAttention.apply(query.reshape(key.shape[0], -1, query.shape[-1]), key, value)
     return output.reshape(query.shape), lse.reshape(*query.shape[:2], 1)
 
@@ -244,7 +260,7 @@ def read_own(query, key, value, packing):
     return tuple(packing.together(x.flatten(0, 1)) for x in (output, lse))
 
 
-def read_both(documents, own):
+def read_both(prefix, own):
     """Two readings (output, log-sum-exp) -> the same of one softmax over what both have read."""
-    share = (documents[1] - own[1]).sigmoid()  # (H, N, 1): the attention's mass on the documents' prompt
-    return torch.lerp(own[0], documents[0], share), torch.logaddexp(documents[1], own[1])
+    share = (prefix[1] - own[1]).sigmoid()  # (H, N, 1): the attention's mass on the prefix
+    return torch.lerp(own[0], prefix[0], share), torch.logaddexp(prefix[1], own[1])

@@ -128,6 +128,7 @@ def find_backbone(name):
 
 
 def choose_device(device="auto"):
+    """auto -> cuda or cpu. Raises BadInput for a device that is not there."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         torch.zeros(1, device=device).item()  # "meta" has no numbers

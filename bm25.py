@@ -55,6 +55,8 @@ def tokenize(text):
 class BM25:
     """Searches like a Retriever, by words instead of vectors."""
 
+    device, max_tokens, cut = "cpu", None, 0  # as a Retriever's: texts are read whole
+
     def __init__(self, k1=0.9, b=0.4):
         self.k1, self.b = k1, b
 

@@ -32,6 +32,7 @@ def digest(*parts, more=()):
 
 
 def tensor_bytes(tensor):
+    """A tensor's numbers as they lie in memory, of any dtype; for a digest."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
@@ -100,7 +101,7 @@ class Cache:
             return None
         return torch.from_numpy(stored)
 
-    def encode(self, texts, kind="query", bar=None, **options):
+    def encode(self, texts, kind="query", bar=None):
         """As Retriever.encode; `texts` is one chunk. Raises BadInput if the embeddings cannot be written."""
         path = self.place(kind) / f"{digest(*texts)}.npy"
         self.asked += len(texts)
@@ -110,7 +111,7 @@ class Cache:
             if bar is not None:
                 bar.update(len(texts))
             return stored
-        embeddings = self.retriever.encode(texts, kind, bar=bar, **options)
+        embeddings = self.retriever.encode(texts, kind, bar=bar)
         if self.keep and embeddings.isfinite().all():  # what is not is refused elsewhere, and must not stay
             with replacing(path, mode="wb") as file:
                 np.save(file, embeddings.numpy())

@@ -134,7 +134,7 @@ def finished(folder, config):
     return True
 
 
-def check_folder(config):
+def check_out(config):
     """Raise BadInput where a run's folder could not be written to, or a run would be lost: one that was interrupted, and is
     not resumed. Makes nothing."""
     path = Path(config.out).absolute()
@@ -173,6 +173,7 @@ def claim(folder):
 
 
 def clear(folder, *patterns):
+    """Remove the files of a folder that have these names, with * and ?."""
     for pattern in patterns:
         for path in sorted(Path(folder).glob(pattern)):  # checkpoint-n.json, which calls its tensors whole, goes before them
             if not path.is_dir():  # such as checkpoint-500/ of another tool

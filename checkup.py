@@ -61,8 +61,9 @@ def answers(run, examples, tokens=16):
 @torch.no_grad()
 def losses(run, pools):
     """Mean target NLL over the pools' questions, with all weight on the source, equal weights, and on another document."""
-    total, L, H = {}, run.retriever.llm.config.num_hidden_layers, run.retriever.llm.config.num_attention_heads
-    heads = {"query-focused": run.heads, "random": select_heads(torch.zeros(L, H), len(run.heads), "random", run.config.seed)}
+    total, config = {}, run.retriever.llm.config
+    none = torch.zeros(config.num_hidden_layers, config.num_attention_heads)  # of their scores: random heads need none
+    heads = {"query-focused": run.heads, "random": select_heads(none, len(run.heads), "random", run.config.seed)}
     with run.judge() as llm:
         for pool in pools:
             read, K = run.read(llm, pool.documents, pool.examples), len(pool.documents)

@@ -1,4 +1,4 @@
-"""What a training run can be told: one dataclass, one flag of train.py for each of its fields; and what two of them are at a step.
+"""What a training run can be told: one dataclass, one flag of train.py for each of its fields; and the learning rate and the temperature of each step.
 
 Left out: what is a constant beside the code that it belongs to (train.py).
 """

@@ -15,7 +15,6 @@ import random
 import re
 import secrets
 import shutil
-import unicodedata
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from bm25 import BM25
-from data import check_folder, find_file, find_qrels, load_examples, load_qrels, load_texts, read_jsonl, read_lines, read_texts
+from data import check_folder, find_file, find_qrels, flat, load_examples, load_qrels, load_texts, read_jsonl, read_lines, read_texts
 from fetch import local
 from files import BadInput, replacing
 
@@ -221,11 +220,6 @@ def qrels(folder, answers, out, split="train"):
                 else:
                     made.dropped["judged not relevant"] += 1
         made.dropped["answer to a question that is not judged"] += len(targets.keys() - judged.keys())
-
-
-def flat(text):
-    """A text for comparison: without case, runs of white space are one blank, an accented letter is one character."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def stands(target, document):

@@ -30,7 +30,7 @@ MIN_GAIN = math.log(2)  # nats per target token: the source must at least double
 BATCH = 8  # documents whose rows are judged together
 
 
-def read_documents(path):
+def read_raw(path):
     """A corpus.jsonl, a folder that has one, or a .txt file, each also as .gz -> {id: (title, text)}. Raises BadInput."""
     path = find_file(path, "corpus.jsonl") if Path(path).is_dir() else Path(path)
     name = path.name.removesuffix(".gz")
@@ -135,7 +135,7 @@ def make_folder(file, out, llm="SmolLM2-135M", rows=0, per_document=3, seed=0, d
     for name, value, least in (("rows", rows, 0), ("per-document", per_document, 1), ("document-tokens", document_tokens, 1)):
         if value < least:
             raise BadInput(f"--{name} must be at least {least}, not {value}")
-    documents = read_documents(file)
+    documents = read_raw(file)
     with making(out) as part:
         judge = None if llm == "none" else Judge(llm, document_tokens, dtype)
         made, counts = visit(documents, judge, rows, per_document, seed, document_tokens)

@@ -6,6 +6,7 @@ document is the source.
 """
 import sys
 
+from data import flat
 from files import BadInput
 
 
@@ -15,14 +16,6 @@ def visible(prompts, text):
     return prompts.tokenizer.decode(prompts.document(text[: 32 * n])[:n])  # no token is that long, but a book is longer
 
 
-def folded(text):
-    """
-    >>> folded("Two\\n Words")
-    'two words'
-    """
-    return " ".join(text.casefold().split())
-
-
 def unread(examples, corpus, prompts):
     """Those examples whose target stands in its document, letter case and spaces aside, but not in what the LLM reads of it.
 
@@ -30,8 +23,8 @@ def unread(examples, corpus, prompts):
     whole, read = {}, {}  # of the documents that are cut
     for d in {e.document for e in examples}:
         if len(prompts.document(corpus[d])) > prompts.document_tokens:
-            whole[d], read[d] = folded(corpus[d]), folded(visible(prompts, corpus[d]))
-    return [e for e in examples if folded(e.target) in whole.get(e.document, "") and folded(e.target) not in read[e.document]]
+            whole[d], read[d] = flat(corpus[d]), flat(visible(prompts, corpus[d]))
+    return [e for e in examples if flat(e.target) in whole.get(e.document, "") and flat(e.target) not in read[e.document]]
 
 
 def readable(examples, corpus, prompts, cut_targets):

@@ -2,7 +2,7 @@
 
 A training folder holds `corpus.jsonl` ({"_id", "title", "text"}) and `train.jsonl` ({"query", "target", "document"}):
 a question, the text that answers it, and the id of the document it comes from. The source document is *not* a label
-for DREAM: it makes sure that a pool of candidates can answer its questions, and 32 examples' sources choose the heads
+for DREAM: it makes sure that a pool of candidates can answer its questions, and a few examples' sources choose the heads
 (eq 6); the loss never reads it. An evaluation folder has the BEIR layout: `corpus.jsonl`, `queries.jsonl` ({"_id",
 "text"}) and `qrels/SPLIT.tsv` (query-id, corpus-id, score) or TREC's own qrels (query, 0, document, relevance). Each of
 these files may be compressed (`.gz`).
@@ -13,8 +13,10 @@ Whatever is wrong with a file is a `BadInput` with file, line and what to do. Kn
 """
 import gzip
 import json
+import math
 import random
 import sys
+import unicodedata
 import zlib
 from array import array
 from collections import deque
@@ -148,6 +150,7 @@ def load_qrels(path):
 
 
 def check_folder(folder):
+    """A folder's Path. Raises BadInput where there is none."""
     if not Path(folder).is_dir():
         raise BadInput(f"{folder}: no such folder")
     return Path(folder)
@@ -159,6 +162,7 @@ def load_corpus(folder):
 
 
 def find_qrels(folder, split):
+    """A split's judgments, BEIR's .tsv or TREC's, compressed or not; the .tsv's path where there are none."""
     return find_file(Path(folder) / "qrels", f"{split}.tsv", f"{split}.trec", f"{split}.qrels", f"{split}.txt")
 
 
@@ -206,6 +210,11 @@ def load_examples(folder):
     return examples
 
 
+def flat(text):
+    """A text for comparison: without case, runs of white space are one blank, an accented letter is one character."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
 def sources(corpus, examples):
     """{question: texts of all documents that it is asked of}, of which none is wrong for it.
 
@@ -240,11 +249,11 @@ def make_pools(examples, order, documents, questions, neighbours, seed=0):
         turned = order[cut:] + order[:cut]
         runs = [turned[i : i + neighbours] for i in range(0, len(turned), neighbours)]
         generator.shuffle(runs)
-        flat = [d for run in runs for d in run]
-        for start in range(0, len(flat) - documents + 1, documents):
-            pool = flat[start : start + documents]
+        row = [d for run in runs for d in run]
+        for start in range(0, len(row) - documents + 1, documents):
+            pool = row[start : start + documents]
             generator.shuffle(pool)
-            turns = [d for turn in range(min(most, -(-questions // documents))) for d in pool if turn < len(rows_of[d])]
+            turns = [d for turn in range(min(most, math.ceil(questions / documents))) for d in pool if turn < len(rows_of[d])]
             chosen = []
             for document in turns[:questions]:
                 chosen.append(queues[document][0])
@@ -267,6 +276,7 @@ class Prompts:
         self.ids, self.truncated = {}, set()
 
     def tokenize(self, text, most=None):
+        """A text -> its first `most` token ids. Each text is tokenized once: give it the same `most` always."""
         if text not in self.ids:
             self.ids[text] = array("i", self.tokenizer(text, add_special_tokens=False).input_ids[:most])
         return self.ids[text].tolist()
@@ -284,7 +294,8 @@ class Prompts:
             if len(body) > self.document_tokens:
                 self.truncated.add(text)
             piece = self.tokenize(DOCUMENT.format(number=k + 1)) + body[: self.document_tokens] + self.tokenize("\n\n")
-            ids, document_of = ids + piece, document_of + [k] * len(piece)
+            ids += piece
+            document_of += [k] * len(piece)
         return torch.tensor([ids]), torch.tensor(document_of)
 
     def suffixes(self, examples):

@@ -10,6 +10,7 @@ without judgment is not relevant, gains are linear, equal scores (compared as fl
 descending. A corpus is encoded and searched a chunk at a time; neither all scores nor all embeddings are ever held.
 """
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from search import merge, search
 METRICS = ("ndcg", "map", "recall", "precision", "mrr", "success")
 GEOMETRY = ("alignment", "uniformity", "spread")
 ENCODE_CHUNK = 2048  # documents encoded, searched and cached together; also what processes share out among them
-OWN = ("queries are documents of the corpus, with the same id, and find themselves; --drop-self leaves those out, as is usual for ArguAna "
+FIND_THEMSELVES = ("queries are documents of the corpus, with the same id, and find themselves; --drop-self leaves those out, as is usual for ArguAna "
        "and Quora")
 SAMPLE = 2048  # documents whose embeddings the geometry is measured on
 
@@ -129,8 +130,8 @@ def search_collection(retriever, collection, k, progress=False):
     row_of = {document: row for row, document in enumerate(collection.corpus)}
     pairs = [(n, row_of[d]) for n, query in enumerate(collection.queries)
              for d, relevance in collection.qrels[query].items() if relevance > 0 and d in row_of]
-    pairs = torch.tensor(pairs[:: len(pairs) // 10_000 + 1], dtype=torch.long).view(-1, 2)
-    sample = torch.arange(0, len(texts), -(-len(texts) // SAMPLE))
+    pairs = torch.tensor(pairs[:: len(pairs) // 10_000 + 1], dtype=torch.long).view(-1, 2)  # 10,000 at most
+    sample = torch.arange(0, len(texts), math.ceil(len(texts) / SAMPLE))
     wanted = torch.cat([sample, pairs[:, 1]]).unique()  # the documents whose embeddings the geometry needs
     query_emb = torch.cat([emb for _, emb in encode_chunks(retriever, queries, "query", progress, share=False)])
     kept = query_emb.new_zeros(len(wanted), query_emb.shape[1])
@@ -151,8 +152,8 @@ def retrieve(retriever, collection, k=100, drop_self=False, progress=False):
 
     drop_self: the document that has the query's own id is left out (ArguAna and Quora, whose queries are documents).
     """
-    ids, depth = list(collection.corpus), k + drop_self
-    if isinstance(retriever, BM25):
+    ids, depth, lexical = list(collection.corpus), k + drop_self, isinstance(retriever, BM25)
+    if lexical:
         scores, indices = retriever.search(list(collection.queries.values()), list(collection.corpus.values()), depth)
         shape = {}
     else:
@@ -160,7 +161,7 @@ def retrieve(retriever, collection, k=100, drop_self=False, progress=False):
     run = {}
     for query, row, values in zip(collection.queries, indices.tolist(), scores.tolist()):
         scored = [(ids[i], value) for i, value in zip(row, values)
-                  if not (drop_self and ids[i] == query) and (shape or value > 0)]  # BM25: 0 is a document without the words
+                  if not (drop_self and ids[i] == query) and not (lexical and value <= 0)]  # 0: a document without the words
         run[query] = dict(scored[:k])
     return run, shape
 
@@ -254,15 +255,15 @@ def own_queries(collection):
 def show(args, argv, retriever, results, runs, clock):
     """Write the files that were asked for, and print the tables."""
     if args.out:
-        write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "max_tokens": getattr(retriever, "max_tokens", None),
-                              "metrics": results, "seconds": clock.seconds, **about_run("evaluate.py", argv, getattr(retriever, "device", "cpu"))})
+        write_json(args.out, {"model": args.model, "split": args.split, "drop_self": args.drop_self, "max_tokens": retriever.max_tokens,
+                              "metrics": results, "seconds": clock.seconds, **about_run("evaluate.py", argv, retriever.device)})
     if args.run:
         write_run(args.run, *runs.values(), "_".join(Path(args.model).resolve().name.split()))
     for name, values in results.items():
         if values["queries that are documents"] and not args.drop_self:
-            print(f"{name}: {values['queries that are documents']} {OWN}", file=sys.stderr)
+            print(f"{name}: {values['queries that are documents']} {FIND_THEMSELVES}", file=sys.stderr)
     ours = " of this process's share" * (processes()[1] > 1)
-    if getattr(retriever, "cut", 0):
+    if retriever.cut:
         print(f"{retriever.cut} texts{ours} reach {retriever.max_tokens} tokens; what lies behind is not read", file=sys.stderr)
     if isinstance(retriever, Cache):
         print(f"{retriever.found} of {retriever.asked} embeddings{ours} were read from {args.cache}"

@@ -42,8 +42,7 @@ def merge(retriever):
     for name, layer in retriever.adapters().items():
         weight = layer.base.weight
         weight += (layer.scaling * layer.lora_B @ layer.lora_A).to(weight.dtype)
-        parent, _, last = name.rpartition(".")
-        setattr(retriever.llm.get_submodule(parent), last, layer.base)
+        retriever.llm.set_submodule(name, layer.base)
 
 
 def older_names(config):

@@ -85,5 +85,6 @@ def replacing(path, mode="w"):
 
 
 def write_json(path, data):
+    """Write `data` as JSON, whole or not at all. Raises BadInput."""
     with replacing(path) as file:
         file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")

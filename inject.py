@@ -12,8 +12,8 @@ retriever through these heads, and through nothing else.
     (6)  score(h) = the attention mass that head h puts on the source document, from the rows that predict the target
 
 Nothing of the LLM is copied or patched: in one pass, `forward`, a `Reading` takes the place of each layer's attention
-(attention.py). read_prefix and read_own are attention to the documents and to the question's own past, each with lse, the
-log of the sum of exp(logit); read_both joins them into one softmax.
+(attention.py). read_prefix and read_own are attention to the prefix (the documents with their introduction) and to the
+question's own past, each with lse, the log of the sum of exp(logit); read_both joins them into one softmax.
 
 Two facts make a step cheap, and both are exact. Documents come before every question, so their rows never see the
 weights: they are read once, without gradients (`prefill`). And the questions need not be padded or batched: they are
@@ -21,12 +21,12 @@ packed into one row behind the documents, each seeing the documents and itself. 
 by name. Symbols: see model.py.
 """
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from attention import Enough, Packing, Reading, forward, obstacle, read_both, read_own, read_prefix, wide
+from attention import KeepTexts, Packing, Reading, forward, obstacle, read_both, read_own, read_prefix, wide
 from files import BadInput
 
 
@@ -35,10 +35,10 @@ class Prefix:
     """The documents as the frozen LLM has read them: keys and values of every layer, shared by all questions."""
 
     document_of: torch.Tensor  # (L,) long: k for a token of document k, -1 for the prompt's own tokens
-    token_at: torch.Tensor  # (K, M) long: position of document k's m-th token; 0 where it has fewer than m
-    present: torch.Tensor  # (K, M) bool: does document k have an m-th token
-    keys: list = field(default_factory=list)  # per layer (H_kv, L, d)
-    values: list = field(default_factory=list)
+    token_at: torch.Tensor  # (K, M) long: position of document k's i-th token; 0 where it has fewer
+    present: torch.Tensor  # (K, M) bool: does document k have an i-th token
+    keys: list  # per layer (H_kv, L, d)
+    values: list
 
     def __len__(self):
         return self.document_of.numel()
@@ -65,21 +65,6 @@ def check_llm(llm, length):
 # ------------------------------------------------------------------------------------------ reading the documents
 
 
-class ReadDocuments(Reading):
-    """Plain causal attention that keeps every layer's keys and values in `prefix`; done once the last layer's are there."""
-
-    def __init__(self, prefix, layers):
-        super().__init__()
-        self.prefix, self.layers = prefix, layers
-
-    def __call__(self, layer, query, key, value, scaling):
-        self.prefix.keys.append(key[0])
-        self.prefix.values.append(value[0])
-        if len(self.prefix.keys) == self.layers:
-            raise Enough
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-
-
 @torch.no_grad()
 def prefill(llm, input_ids, document_of):
     """Read the documents once; their rows never see the weights, so no graph is needed (exact, by causality).
@@ -89,27 +74,27 @@ def prefill(llm, input_ids, document_of):
     """
     assert input_ids.shape == (1, document_of.numel()), "input_ids must be (1, L) and document_of (L,)"
     check_llm(llm, document_of.numel())
-    K = int(document_of.max()) + 1
-    positions = [(document_of == k).nonzero().flatten() for k in range(K)]
+    where = document_of.cpu()  # a GPU would be waited for once for each document
+    K = int(where.max()) + 1
+    positions = [(where == k).nonzero().flatten() for k in range(K)]
     assert K > 0 and all(len(p) for p in positions), "every document needs at least one token"
     token_at = torch.nn.utils.rnn.pad_sequence(positions, batch_first=True)
-    lengths = torch.tensor([len(p) for p in positions], device=token_at.device)
-    present = torch.arange(token_at.shape[1], device=token_at.device) < lengths[:, None]
-    prefix = Prefix(document_of, token_at, present)
-    reading = ReadDocuments(prefix, llm.config.get_text_config().num_hidden_layers)
-    forward(llm, reading, input_ids[0], torch.arange(len(prefix), device=input_ids.device))
-    return prefix
+    lengths = torch.tensor([len(p) for p in positions], device=where.device)
+    present = torch.arange(token_at.shape[1], device=where.device) < lengths[:, None]
+    reading = KeepTexts(Packing(torch.tensor([document_of.numel()], device=input_ids.device)))  # all documents are one text
+    forward(llm, reading, input_ids[0], reading.packing.positions)
+    return Prefix(document_of, token_at.to(document_of.device), present.to(document_of.device), reading.keys, reading.values)
 
 
-def pack(prefix, input_ids, target_mask):
-    """(B, T) right-padded questions with targets -> Suffixes. Whatever follows a question's last target is padding."""
+def pack(input_ids, target_mask, start=0):
+    """(B, T) right-padded questions with targets, behind `start` tokens -> Suffixes. What follows a question's last target is padding."""
     assert input_ids.shape == target_mask.shape, "input_ids and target_mask must both be (B, T)"
     assert target_mask[:, 1:].any(1).all() and not target_mask[:, 0].any(), "every question needs targets, after at least one token"
     column = torch.arange(input_ids.shape[1], device=input_ids.device)
     last = torch.where(target_mask, column, -1).amax(1, keepdim=True)  # (B, 1): the last target is never an input
     inputs = column < last  # (B, T): the tokens that are read
     packing = Packing(last[:, 0])
-    return Suffixes(input_ids[inputs], inputs.nonzero()[:, 0], len(prefix) + packing.positions, packing,
+    return Suffixes(input_ids[inputs], inputs.nonzero()[:, 0], start + packing.positions, packing,
                     target_mask.roll(-1, dims=1)[inputs].nonzero().flatten(), input_ids[target_mask])
 
 
@@ -120,15 +105,14 @@ class ScoreHeads(Reading):
     """Untouched attention that notes, per layer and head, the mass on each question's source document."""
 
     def __init__(self, prefix, suffixes, source, rows):
-        super().__init__()
         self.prefix, self.suffixes, self.rows = prefix, suffixes, suffixes.predicts
         if rows == "question":  # all before the first that predicts a target
             other = torch.ones_like(suffixes.question_of, dtype=torch.bool).index_fill(0, suffixes.predicts, False)
             self.rows = other.nonzero().flatten()
-        question = suffixes.question_of[self.rows]  # (R,)
+        question = suffixes.question_of[self.rows]  # (R,): of the rows that are scored
         self.on_source = prefix.document_of[None, :] == source[question][:, None]  # (R, L)
         rows_of = torch.bincount(question)
-        self.share = 1.0 / (rows_of[question] * len(source))  # (R,): mean over an example's rows, then over examples
+        self.per_row = 1.0 / (rows_of[question] * len(source))  # (R,): mean over an example's rows, then over examples
         self.scores = []
 
     def __call__(self, layer, query, key, value, scaling):
@@ -139,7 +123,7 @@ class ScoreHeads(Reading):
         rows = query[:, self.rows].view(len(keys), -1, keys.shape[-1])  # heads that share keys become rows
         logits = (rows @ wide(keys).transpose(1, 2)).view(len(query), -1, len(self.prefix))  # (H, R, L)
         mass = ((logits - lse[:, self.rows]).exp() * self.on_source).sum(-1)  # (H, R)
-        self.scores.append(mass @ self.share.to(mass))  # eq (6)
+        self.scores.append(mass @ self.per_row.to(mass))  # eq (6)
         return output[None].to(value)
 
 
@@ -149,9 +133,10 @@ def score_heads(llm, prefix, input_ids, target_mask, source, rows="target"):
 
     rows: "question" scores from all other rows instead, those of the question's text (as QRHead does, Zhang et al. 2025);
     input_ids, target_mask: (B, T), right-padded; source: (B,) long, the index of each question's source document.
+    Raises BadInput if the LLM's context is too short.
     """
     assert rows in ("target", "question"), f"rows is 'target' or 'question', not {rows!r}"
-    suffixes = pack(prefix, input_ids, target_mask)
+    suffixes = pack(input_ids, target_mask, len(prefix))
     check_llm(llm, int(suffixes.positions.max()) + 1)
     reading = ScoreHeads(prefix, suffixes, source, rows)
     forward(llm, reading, suffixes.input_ids, suffixes.positions, logits_to_keep=1)
@@ -189,7 +174,6 @@ class Inject(Reading):
     """Untouched attention in most heads; in the chosen ones the document weights decide, eqs (3) and (4)."""
 
     def __init__(self, prefix, suffixes, weights, heads, budget):
-        super().__init__()
         self.prefix, self.suffixes, self.budget = prefix, suffixes, budget
         self.weights = None if heads is None else wide(weights)[suffixes.question_of]  # (B, K) -> (N, K)
         self.heads_of = {}  # layer -> its injected heads
@@ -226,11 +210,11 @@ def target_nll(llm, prefix, input_ids, target_mask, weights=None, heads=None, bu
     """Eqs (3)-(5): (B,) float32 (or the LLM's own float64), each question's mean loss on its target tokens, differentiable in `weights`.
 
     input_ids, target_mask: (B, T), right-padded, mask True on target tokens; weights: (B, K), rows sum to 1;
-    heads: [(layer, head)], None for the untouched LLM; budget: "documents" or "keep".
+    heads: [(layer, head)], None for the untouched LLM; budget: "documents" or "keep". Raises BadInput if the LLM's context is too short.
     """
     assert budget in ("documents", "keep"), f"budget is 'documents' or 'keep', not {budget!r}"
     assert heads is None or weights.shape == (input_ids.shape[0], prefix.token_at.shape[0]), "weights must be (B, K)"
-    suffixes = pack(prefix, input_ids, target_mask)
+    suffixes = pack(input_ids, target_mask, len(prefix))
     check_llm(llm, int(suffixes.positions.max()) + 1)
     reading = Inject(prefix, suffixes, weights, heads, budget)
     logits = forward(llm, reading, suffixes.input_ids, suffixes.positions,

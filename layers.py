@@ -39,9 +39,10 @@ def compile_layers(llm, backend="inductor"):
     every number of tokens: packed texts have no fixed length, and buckets would bring padding back. In this process attention is from now
     on left to Python for every model: what replaces it, a Reading, is another object in each pass. Raises BadInput.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if backend == "inductor" and llm.device.type == "cpu" and not shutil.which(compiler):
-        raise BadInput(f"--compile: the C++ compiler {compiler} is not there; install it, or do without --compile")
+    told, usual = ("CXX", ["g++"]) if llm.device.type == "cpu" else ("CC", ["gcc", "clang"])  # inductor calls it, or Triton
+    compilers = [os.environ[told]] if told in os.environ else usual
+    if backend == "inductor" and not any(map(shutil.which, compilers)):
+        raise BadInput(f"--compile: the compiler {' or '.join(compilers)} is not there; install it, or do without --compile")
     layers = layers_of(llm)
     if not layers:
         raise BadInput(f"--compile: {llm.config.model_type} has no layers that this knows how to compile")

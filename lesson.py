@@ -44,8 +44,8 @@ def texts(values, form=".3f"):
 
 
 class Lesson:
-    """A run before its first step, and the step's pool: K documents, one question, n target tokens; s, w: (1, K). After what computes
-    stand the BLOCKS, each yielding the lines that it prints."""
+    """A run before its first step, and the step's pool: K documents, one question, R target tokens; s, w: (1, K). First come
+    the methods that compute, then one for each of BLOCKS, which yields the lines to print."""
 
     def __init__(self, config, question, documents, head):
         self.run, self.head = Run(config), head
@@ -61,7 +61,7 @@ class Lesson:
             raise BadInput(f"HEAD = {head} is not injected; choose one of {', '.join(map(str, self.run.heads))}")
         with self.run.judge() as llm:  # the documents, read once: a Prefix; question and target as token ids; which are the target's
             self.prefix, self.input_ids, self.target_mask = self.read = self.run.read(llm, documents, [self.example])
-        self.suffixes, self.s = pack(*self.read), self.embed()
+        self.suffixes, self.s = pack(self.input_ids, self.target_mask, len(self.prefix)), self.embed()
         self.w, self.decode = document_weights(self.s, self.run.temperature), self.run.retriever.tokenizer.decode
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class Lesson:
         return embed(tokenize([self.example.query], "query")) @ embed(tokenize(self.documents, "document")).T
 
     def loss(self, w, masks=None, injected=True):
-        """Eq (5) for each row of w (N, K), or for each row of masks (N, T) over the target -> (N,), differentiable in w."""
+        """Eq (5) for each row of w (B, K), or for each row of masks (B, T) over the target -> (B,), differentiable in w."""
         masks = self.target_mask.expand(len(w), -1) if masks is None else masks
         with self.run.judge() as llm:
             return target_nll(llm, self.prefix, self.input_ids.expand(len(masks), -1), masks, w.expand(len(masks), -1),
@@ -151,8 +151,8 @@ class Lesson:
         only, wrong = torch.eye(len(self.names)), next(k for k in self.s[0].argsort(descending=True).tolist() if k != self.source)
         cases = {"the retriever's weights": self.w, f"all on the source, {self.names[self.source]}": only[[self.source]],
                  "equal weights": only.mean(0, keepdim=True), f"all on a wrong one, {self.names[wrong]}": only[[wrong]]}
-        each = torch.diag_embed(self.target_mask[0].long()).bool()[self.target_mask[0]]  # (n, T): each target token by itself
-        nll = torch.stack([*(self.loss(w, each) for w in cases.values()), self.loss(self.w, each, injected=False)])  # (5, n)
+        each = torch.diag_embed(self.target_mask[0].long()).bool()[self.target_mask[0]]  # (R, T): each target token by itself
+        nll = torch.stack([*(self.loss(w, each) for w in cases.values()), self.loss(self.w, each, injected=False)])  # (5, R)
         tokens = {f"{i} {self.decode(y)!r}": texts(column, ".2f") for i, (y, column) in enumerate(zip(self.suffixes.targets, nll.T), 1)}
         yield rows({"-log p of the target's tokens": [*cases, "no injection: the untouched LLM"], **tokens, "mean, L": texts(nll.mean(1))})
 

@@ -37,8 +37,8 @@ def prepare(backbone, data, **setting):
     return run
 
 
-def forget(run):
-    for parameter in run.retriever.parameters():
+def forget(retriever):
+    for parameter in retriever.parameters():
         parameter.grad = None
 
 
@@ -50,11 +50,7 @@ def save_random(folder, backbone, shape="SmolLM2-135M", layers=None):
 
 def seconds(function):
     """Wall-clock seconds of one call."""
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return timed(function)[1]
 
 
 def in_turns(sides, repeats, warm=False):
@@ -95,12 +91,12 @@ def part_by_part(retriever, batch, heads, measure):
         loss = part("suffix forward", lambda: target_nll(llm, prefix, suffixes, target_mask, weights, heads).mean())
         part("suffix backward", loss.backward)
     part("encoder backward", lambda: embeddings.backward(torch.ones_like(embeddings) / len(embeddings)))
-    for parameter in retriever.parameters():
-        parameter.grad = None
+    forget(retriever)
     return found
 
 
 def timed(function):
+    """Wall-clock seconds of one call, and before them what it returns."""
     start = time.perf_counter()
     result = function()
     if torch.cuda.is_available():

@@ -6,11 +6,15 @@ The retriever is the backbone plus LoRA adapters (Hu et al. 2021, arXiv 2106.096
 same weights, held once in memory, are the frozen LLM that judges it. A saved retriever is PEFT's own format plus
 `retriever.json`, which says how to use it, so that encoding cannot drift between training and evaluation.
 
-Symbols used everywhere: B questions, K documents in the pool, L tokens of the documents' prompt, T tokens of a padded
-row, N tokens of all questions packed, D the embedding's width, H heads, H_kv key-value heads, d a head's width, tau
-the temperature, R rows that predict a target, M tokens of the longest document, n injected heads of a layer (where texts are
-encoded or searched, N and M count texts);
-query_emb (B, D), doc_emb (K, D), scores (B, K), weights (B, K).
+Symbols used everywhere:
+
+    B questions    K documents in the pool    L tokens of the documents' prompt, the prefix    M tokens of the longest document
+    T tokens of a padded row    N tokens of all questions packed    R rows that predict a target
+    H heads    H_kv key-value heads    n injected heads of a layer    d a head's width    D the embedding's width
+    tau the temperature    query_emb (B, D)    doc_emb (K, D)    scores (B, K)    weights (B, K)
+
+Where texts are encoded or searched, N counts queries or texts, and M documents.
+
 Names, folders and hub ids are looked up in backbones.py, other people's encoders in peers.py, PEFT's files in adapters.py.
 Left out: a folder for sentence-transformers, with the adapters folded in (export.py).
 """
@@ -51,18 +55,6 @@ class LoRALinear(nn.Module):
         return y.view(*shape[:-1], -1)
 
 
-def add_lora(llm, rank, alpha, seed=0, targets=None):
-    """Put LoRA on every linear layer below the vocabulary head (or on those whose last name is in `targets`)."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, module in linear_layers(llm).items():
-        last = name.rpartition(".")[2]
-        if targets is None or last in targets:
-            layer = LoRALinear(module, rank, alpha)
-            bound = module.in_features ** -0.5  # PEFT's initialisation: Kaiming-uniform with a = sqrt(5)
-            layer.lora_A.data.copy_(torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator))
-            setattr(llm.get_submodule(name.rpartition(".")[0]), last, layer)
-
-
 def attach(llm, adapter):
     """Put an adapter that was read from PEFT's files on `llm`, each layer with its own rank and alpha. Raises BadInput.
 
@@ -79,7 +71,7 @@ def attach(llm, adapter):
             if part not in found or found[part].shape != getattr(layer, part).shape:
                 raise BadInput(f"{adapter.source}: {WEIGHTS} lacks base_model.model.{layer_name}.{part}.weight, or has it in another shape")
             getattr(layer, part).data.copy_(found[part])
-        setattr(llm.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+        llm.set_submodule(name, layer)
     if tensors:
         raise BadInput(f"{adapter.source}: {WEIGHTS} has tensors that fit nowhere: {next(iter(tensors))}")
 
@@ -91,7 +83,7 @@ def attach(llm, adapter):
 # about to say a text in one word has gathered its meaning at the last token, before any training.
 PROMPTS = {"query": 'This sentence : "', "document": 'This sentence : "'}
 SUFFIX = '" means in one word: "'
-HOW = {"prompts": dict, "suffix": str, "max_tokens": int, "pooling": str, "normalize": bool}  # what retriever.json says beside the backbone
+SETTINGS = {"prompts": dict, "suffix": str, "max_tokens": int, "pooling": str, "normalize": bool}  # what retriever.json says beside the backbone
 # How an adapter without retriever.json is used: as the published cards say, the last token, no EOS and no prompts.
 PUBLISHED = {"prompts": {"query": "", "document": ""}, "suffix": "", "max_tokens": 512}
 
@@ -134,7 +126,14 @@ class Retriever:
         return getattr(self.llm.config, "word_embed_proj_dim", self.llm.config.hidden_size)
 
     def add_lora(self, rank, alpha, seed=0, targets=None):
-        add_lora(self.llm, rank, alpha, seed, targets)
+        """LoRA on every linear layer below the vocabulary head, or on those whose last name is in `targets`; seed: of each A."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, module in linear_layers(self.llm).items():
+            if targets is None or name.rpartition(".")[2] in targets:
+                layer = LoRALinear(module, rank, alpha)
+                bound = module.in_features ** -0.5  # PEFT's initialisation: Kaiming-uniform with a = sqrt(5)
+                layer.lora_A.data.copy_(torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator))
+                self.llm.set_submodule(name, layer)
 
     def adapters(self):
         """{name: LoRALinear}, in the backbone's order."""
@@ -186,7 +185,7 @@ class Retriever:
         return [(row + self.suffix_ids) or [self.tokenizer.eos_token_id] for row in rows]  # at least one token
 
     def embed(self, rows):
-        """Lists of token ids -> (N, D) float32 (or the model's own float64), unit norm, with gradients to the adapters."""
+        """Lists of token ids -> (N, D) float32 (or the model's own float64), unit norm if `normalize`, with gradients to the adapters."""
         lengths = torch.tensor([len(r) for r in rows], device=self.device)
         if self.pooling == "lasttoken" and obstacle(self.llm, int(lengths.max())) is None:
             packing = Packing(lengths)  # a causal LM: texts in one row, no padding
@@ -227,10 +226,10 @@ class Retriever:
 
     @torch.no_grad()
     def encode(self, texts, kind="query", batch_tokens=None, bar=None):
-        """Texts -> (N, D) float32 on the CPU, unit norm; kind: "query" or "document"; bar: a tqdm to update.
+        """Texts -> (N, D) float32 on the CPU, unit norm if `normalize`; kind: "query" or "document"; bar: a tqdm to update.
 
-        A batch holds at most `batch_tokens` tokens (by default 4,096 on a CPU, 65,536 elsewhere), of texts of one length
-        if those fill a quarter of it: without padding peers need no mask either, which is faster.
+        A batch holds at most `batch_tokens` tokens (default: attention.py:AT_ONCE), of texts of one length if those fill a quarter
+        of it: without padding peers need no mask either, which is faster. Raises BadInput: no room for a text beside the prompt.
         """
         batch_tokens = batch_tokens or AT_ONCE[self.device.type]
         rows = self.tokenize(texts, kind) if len(texts) else []
@@ -259,7 +258,7 @@ class Retriever:
         causal = self.llm.get_output_embeddings() is not None
         write_json(folder / "retriever.json", {
             "backbone": self.name if self.name in BACKBONES else self.hub_name(), "causal": causal,
-            **{key: getattr(self, key) for key in HOW}})
+            **{key: getattr(self, key) for key in SETTINGS}})
         if self.own_tokenizer:
             self.tokenizer.save_pretrained(folder)
         write_adapter(folder, self.llm, self.adapters(), self.hub_name())
@@ -295,14 +294,14 @@ class Retriever:
             tokenizer, llm, how = load_encoder(name, device, dtype, backbone, adapter.tokenizer)
             how = how or PUBLISHED
         else:
-            lacks = [key for key in ("backbone", *HOW) if key not in about] + ([CONFIG] if adapter is None else [])
+            lacks = [key for key in ("backbone", *SETTINGS) if key not in about] + ([CONFIG] if adapter is None else [])
             if lacks:
                 raise BadInput(f"{name}: not a whole retriever folder (lacks {', '.join(lacks)})")
-            wrong = [key for key, kind in HOW.items() if type(about[key]) is not kind or key == "pooling" and about[key] not in POOLINGS
+            wrong = [key for key, kind in SETTINGS.items() if type(about[key]) is not kind or key == "pooling" and about[key] not in POOLINGS
                      or key == "prompts" and {type(about[key].get(kind)) for kind in ("query", "document")} != {str}]
             if wrong:
                 raise BadInput(f"{name}: retriever.json says {wrong[0]} = {about[wrong[0]]!r}, which is not as Retriever.save() writes it")
-            backbone, how = about["backbone"], {key: about[key] for key in HOW}
+            backbone, how = about["backbone"], {key: about[key] for key in SETTINGS}
             load = load_backbone if about.get("causal", True) else load_encoder
             tokenizer, llm = load(backbone, device, dtype, tokenizer_from=adapter.tokenizer)[:2]
         retriever = cls(backbone, tokenizer, llm, **how)

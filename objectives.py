@@ -4,7 +4,7 @@ Each takes the scores s_bk of eq (1), (B, K), and returns a loss. tau is the tem
 
     dream      -1/|y| log p(y | d_1..d_K, q; w)            one reading of all documents, a few heads weighted by w = softmax(s / tau)
     infonce    -log softmax_k(s / tau)[source]             the source document is the label, the pool's others are negatives,
-                                                       but for its copies and other rows' sources for q
+                                                       except its copies and what other rows name as q's source
     replug     KL( softmax_k(s / tau) || softmax_k(log p(y | d_k, q) / BETA) )      each document read alone
     emdr       -log sum_k softmax_k(s / tau) p(y | d_k, q)                           each document read alone
 

@@ -3,6 +3,7 @@
 Needs matplotlib, which nothing else does. Each function takes plain data and returns a Figure; save() writes it.
 """
 import functools
+import math
 import statistics
 import textwrap
 from pathlib import Path
@@ -46,7 +47,7 @@ def drawing(function):
 
 def panels(count, columns, height, **more):
     """A Figure and `count` axes in rows of `columns`; height: inches of a row."""
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     figure = library().figure.Figure(figsize=(WIDTH, rows * height), layout="constrained", facecolor="white")
     axes = list(figure.subplots(rows, columns, squeeze=False, **more).flat)
     for empty in axes[count:]:
@@ -115,20 +116,20 @@ def curves(groups):
 @drawing
 def heads(scores, chosen):
     """Scores of eq (6), (layers, heads), as a map: layers from left to right, the chosen heads framed."""
-    L, H = scores.shape
-    figure, (ax,) = panels(1, 1, min(8.0, max(2.6, 1.2 + 0.8 * WIDTH * H / L)))
+    layers, H = scores.shape
+    figure, (ax,) = panels(1, 1, min(8.0, max(2.6, 1.2 + 0.8 * WIDTH * H / layers)))
     image = ax.imshow(scores.T.tolist(), cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")
     for layer, head in chosen:
         ax.add_patch(library().patches.Rectangle((layer - 0.5, head - 0.5), 1, 1, fill=False, edgecolor=RED, clip_on=False,
-                                                 linewidth=2 if L <= 40 else 1.2))
-    ax.set_xticks(range(0, L, 1 + L // 20))
+                                                 linewidth=2 if layers <= 40 else 1.2))
+    ax.set_xticks(range(0, layers, 1 + layers // 20))
     ax.set_yticks(range(0, H, 1 + H // 16))
     ax.set_xlabel("layer of the frozen LLM")
     ax.set_ylabel("head")
     ax.spines[:].set_visible(False)
     share = statistics.fmean(scores[at].item() for at in chosen)
     ax.set_title(f"framed: the {len(chosen)} injected heads, {share:.2f} of whose attention is on the source document;\n"
-                 f"the mean of all {L * H} heads is {scores.mean():.2f}")
+                 f"the mean of all {layers * H} heads is {scores.mean():.2f}")
     figure.colorbar(image, ax=ax, pad=0.01, label="attention on the\nsource document, eq (6)")
     return figure
 
@@ -156,8 +157,8 @@ def weights(titles, before, after, source, query, temperature):
 
 
 @drawing
-def bars(series, metric="nDCG@10"):
-    """{label: {collection: [value of each seed]}} -> a panel of horizontal bars per collection: means, seeds as dots."""
+def bars(series):
+    """{label: {collection: [nDCG@10 of each seed]}} -> a panel of horizontal bars per collection: means, seeds as dots."""
     collections = list(dict.fromkeys(c for measured in series.values() for c in measured))
     if not collections:
         raise BadInput("there is nothing to draw: no collection was measured")
@@ -177,7 +178,7 @@ def bars(series, metric="nDCG@10"):
         ax.set_xlim(0, 1 if len(collections) == 1 else 1.15)  # room for a figure beside a long bar
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
         several = any(len(m.get(collection, [])) > 1 for m in series.values())
-        ax.set_xlabel(metric + (" (dots: single seeds)" if several else ""))
+        ax.set_xlabel("nDCG@10" + (" (dots: single seeds)" if several else ""))
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
     return figure

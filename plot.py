@@ -20,6 +20,7 @@ from data import Example, find_file, find_qrels, load_collection, load_corpus, l
 from checkpoints import NO_MATTER
 from files import BadInput, command
 from model import Retriever
+from objectives import document_weights
 from pictures import bars, check_picture, curves, heads, save, weights
 
 
@@ -64,8 +65,8 @@ def read_heads(run):
     data = read_object(path, "scores")
     try:
         scores, chosen = torch.tensor(data["scores"], dtype=torch.float64), [(layer, head) for layer, head in data["heads"]]
-        L, H = scores.shape
-        if not chosen or not all(layer in range(L) and head in range(H) for layer, head in chosen):
+        layers, H = scores.shape
+        if not chosen or not all(layer in range(layers) and head in range(H) for layer, head in chosen):
             raise ValueError("no heads, or heads without scores")
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: not what train.py writes ({error})") from None
@@ -91,11 +92,11 @@ def find_question(folder, question):
     return found, examples
 
 
-def document_weights(retriever, query, documents, temperature):
-    """K texts -> the (K,) weights of eq (2) by the untrained backbone (adapters off), and by the trained retriever."""
+def before_and_after(retriever, query, documents, temperature):
+    """A question and K texts -> the (K,) weights of eq (2) of the untrained backbone (adapters off), and of the trained retriever."""
     def weigh():
         scores = retriever.encode([query], kind="query") @ retriever.encode(documents, kind="document").T  # (1, K)
-        return (scores[0] / temperature).softmax(0)
+        return document_weights(scores, temperature)[0]
 
     with retriever.adapters_off():
         before = weigh()
@@ -112,12 +113,12 @@ def weights_of(run, data="", question="0", retriever=None, device="auto"):
     documents = next(pool.documents for pool in pools if example.document in pool.documents)
     titles = {row["_id"]: row.get("title") or row["text"] for _, row in read_jsonl(find_file(data, "corpus.jsonl"), "_id", "text")}
     temperature = config.get("final_temperature") or config["temperature"]
-    measured = document_weights(retriever or Retriever.load(run, device), example.query, [corpus[d] for d in documents], temperature)
+    measured = before_and_after(retriever or Retriever.load(run, device), example.query, [corpus[d] for d in documents], temperature)
     return weights([titles[d] for d in documents], *measured, documents.index(example.document), example.query, temperature)
 
 
-def read_bars(groups, metric="ndcg@10"):
-    """{name: [result]} -> {label: {collection: [value of each seed]}}: BM25, the untrained backbones, then every name."""
+def read_bars(groups):
+    """{name: [result]} -> {label: {collection: [nDCG@10 of each seed]}}: BM25, the untrained backbones, then every name."""
     series, bases = {"BM25": {}}, {}
     for name, result in ((name, result) for name, results in groups.items() for result in results):
         if "metrics" in result:
@@ -130,7 +131,7 @@ def read_bars(groups, metric="ndcg@10"):
             for collection, values in measured.items():
                 own = series.setdefault(label, {}).setdefault(collection, [])
                 if label == name or not own:  # a baseline is the same for every seed
-                    own.append(values[metric])
+                    own.append(values["ndcg@10"])
     ordered = sorted(series, key=lambda label: (label != "BM25", not label.endswith("untrained")))
     return {label: series[label] for label in ordered if series[label]}
 

@@ -13,6 +13,8 @@ def start_processes(device="auto"):
     """Join the other processes where torchrun started this one; NCCL between GPUs, gloo between CPUs. Raises BadInput."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return
+    if device not in ("auto", "cuda", "cpu"):
+        raise BadInput(f"--device {device}: under torchrun each process has a GPU of its own; use cuda, cpu or auto")
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
         place = int(os.environ["LOCAL_RANK"])

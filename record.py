@@ -39,7 +39,7 @@ def about_run(script, argv, device=None):
 
     device: the torch device that has computed; None: a GPU where there is one.
     """
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and str(device) != "cpu" else None
+    gpu = torch.cuda.get_device_name(device) if torch.cuda.is_available() and str(device) != "cpu" else None
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
         "hardware": gpu or f"{processor()}, {os.cpu_count()} cores",

@@ -54,19 +54,25 @@ def attention(run, llm, prefix, input_ids, target_mask, source):
     return {"source": on_source, "others": on_any - on_source, "outside": 1 - on_any}
 
 
+def mean(rows):
+    """[{name: value}] -> {name: the mean of its values}."""
+    return {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
+
+
 def measure(run, pools):
     """({"equal" or "one": {share: {objective: loss}}}, {where: attention mass}), means over `pools` pools."""
-    stream, found, masses = run.pools(run.config.seed), {}, []
+    stream, cases, masses = run.pools(run.config.seed), {}, []
     with run.judge() as llm:
         for pool in (next(stream) for _ in range(pools)):
             read, likelihoods = run.read(llm, pool.documents, pool.examples), document_likelihoods(run, llm, pool)
             masses.append(attention(run, llm, *read, pool.source.to(llm.device)))
             for rest, other in (("equal", None), ("one", 1)):
                 for share in SHARES:
-                    for name, loss in losses(run, llm, pool, read, likelihoods, share, other).items():
-                        found.setdefault(rest, {}).setdefault(f"{share:.4g}", {}).setdefault(name, []).append(loss)
-    means = {rest: {share: {name: statistics.mean(values) for name, values in row.items()} for share, row in rows.items()} for rest, rows in found.items()}
-    return means, {where: statistics.mean(mass[where] for mass in masses) for where in masses[0]}
+                    cases.setdefault((rest, f"{share:.4g}"), []).append(losses(run, llm, pool, read, likelihoods, share, other))
+    found = {"equal": {}, "one": {}}
+    for (rest, share), rows in cases.items():
+        found[rest][share] = mean(rows)
+    return found, mean(masses)
 
 
 def main(argv=None):

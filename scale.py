@@ -23,7 +23,7 @@ def grow(backbone, data, setting, repeats):
         pool = next(pools)
         assert (len(pool.examples), len(pool.documents)) == (run.config.questions, run.config.pool), "too few rows or documents"
         run.step(pool)
-        forget(run)
+        forget(run.retriever)
 
     memory = peak(lambda: (run.choose_heads(), step()))
     times = [seconds(step) for _ in range(repeats + 1)]
@@ -61,7 +61,6 @@ def check_plan(name, layers, batch):
     """A step of random weights of a shape, and what cost.py says of it, both counted on this machine."""
     shape, batch = replace(SHAPES[name], layers=layers), Batch(**batch)
     retriever = Retriever(name, None, random_model(shape), prompts=dict.fromkeys(PROMPTS, ""), suffix="")  # token ids, no texts
-    retriever.tokenizer = type("NoText", (), {"pad_token_id": 0})
     retriever.add_lora(16, 32)
     heads = [(layer, head) for layer in range(layers // 4, layers) for head in range(shape.heads)][:16]
     flops, held = count_flops(shape, shape, batch, heads=len(heads)), count_bytes(shape, shape, batch, size=4)

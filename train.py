@@ -27,7 +27,7 @@ from tqdm import tqdm
 from adapters import check_lora
 from backbones import choose_device
 from bm25 import ordered
-from checkpoints import Stop, check_folder, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
+from checkpoints import Stop, check_out, claim, clear, finished, identity, newest_checkpoint, write_checkpoint
 from config import Config, changes, learning_rate, parse, temperature
 from cut import readable
 from data import Pool, Prompts, find_qrels, load_collections, load_corpus, load_examples, make_pools, sources
@@ -128,7 +128,7 @@ class Run:
                 source = pool.source.to(llm.device)
                 scores = scores + score_heads(llm, *self.read(llm, pool.documents, pool.examples), source, self.config.head_rows) * len(source)
                 seen += len(source)
-        scores = scores / seen
+        scores = everyone((scores / seen)[None])[0]  # the first process's: on other hardware others could choose other heads
         self.heads = select_heads(scores, self.config.heads, self.config.head_choice, self.config.seed)
         return scores
 
@@ -150,13 +150,15 @@ class Run:
         documents = self.tokenize([self.corpus[d] for d in pool.documents[own]], "document")
         embeddings, back = retriever.embed_apart(queries + documents, c.embed_chunk)
         query_emb, doc_emb = embeddings.split([len(queries), len(documents)])
-        query_emb, doc_emb = query_emb.requires_grad_(), (everyone(doc_emb) if c.gather else doc_emb).requires_grad_()  # a graph of their own
+        doc_emb = everyone(doc_emb) if c.gather else doc_emb  # (K, D)
+        query_emb, doc_emb = query_emb.requires_grad_(), doc_emb.requires_grad_()  # here a graph of their own begins
         scores = query_emb @ doc_emb.T  # (B, K)  # eq (1)
         scores.retain_grad()
         with self.judge() as llm:
             loss = OBJECTIVES[c.objective](self, llm, pool, scores)
             loss.backward()  # through the LLM, as far as the embeddings
-        back(torch.cat([query_emb.grad, own_share(doc_emb.grad) if c.gather else doc_emb.grad]))  # and on through the retriever
+        doc_grad = own_share(doc_emb.grad) if c.gather else doc_emb.grad
+        back(torch.cat([query_emb.grad, doc_grad]))  # and on through the retriever
         source = pool.source.to(scores.device)
         weights = document_weights(scores.detach(), self.temperature)
         return {"loss": loss.item(),
@@ -244,7 +246,7 @@ def train(run, log=lambda record: None, save=None, training=None):
                 if all(state["step"] == len(training.curve) for state in training.optimizer.state.values()):  # not within the optimiser
                     keep(training)
                 raise BadInput(f"step {len(training.curve) + 1}: {brief(error, 100)}; --resume goes on where there is more memory; "
-                               "--checkpoint, --embed-chunk or a smaller --pool need less, from the start") from None
+                               "--checkpoint, --embed-chunk, a smaller --pool or fewer --questions need less, from the start") from None
             log(record)
             bar.update()
             bar.set_postfix({name: f"{record[name]:.3f}" for name in ("loss", "source_weight")}, lr=f"{record['lr']:.1e}")
@@ -266,7 +268,7 @@ def main(argv=None):
     first = processes()[0] == 0  # the one that speaks and writes; under torchrun all measure, each its share
     if first:
         print("train.py:", changes(config), "on", choose_device(config.device), flush=True)
-    check_folder(config)
+    check_out(config)
     clock = Clock()
     run = Run(config)
     clock.lap("load")
@@ -280,7 +282,8 @@ def carry_out(run, out, first, clock, argv):
     config, training, own = run.config, Training(run), identity(run)
     done = config.resume and finished(out, config)
     tensors, about = newest_checkpoint(out, own) if config.resume and not done else (None, None)
-    if len(everyone(torch.tensor([[done, about["step"] if about else 0]])).unique(dim=0)) > 1:
+    found = everyone(torch.tensor([[done, about["step"] if about else 0]]))  # (processes, 2)
+    if len(found.unique(dim=0)) > 1:
         raise BadInput(f"--resume: not all processes find the same checkpoint in {out}; it must be a folder that all machines share")
     if done:
         if first:

@@ -1,8 +1,9 @@
-"""What people should know of a run: what of its options comes to nothing, and signs in its records that it learns nothing."""
+"""What people should know of a run: which of its options have no effect, and signs in its records that it learns nothing."""
 import dataclasses
+import math
 from collections import Counter
 
-from evaluate import OWN, own_queries
+from evaluate import FIND_THEMSELVES, own_queries
 from objectives import INJECTS
 from processes import processes
 
@@ -26,13 +27,13 @@ def unfulfilled(run):
     if found := idle(config):
         lines.append(f"of no effect in this run: {', '.join('--' + name.replace('_', '-') for name in found)}")
     documents = min(config.pool, len(rows))
-    turns = -(-config.questions // documents)  # a document's questions in one pool
+    turns = math.ceil(config.questions / documents)  # a document's questions in one pool
     questions = min(config.questions, sum(min(n, turns) for _, n in rows.most_common(documents)))
     if documents < config.pool or questions < config.questions:
         lines.append(f"--pool {config.pool}, --questions {config.questions}: the training rows allow pools of {documents} documents and at most {questions} questions")
     if config.document_tokens > run.retriever.max_tokens:
         lines.append(f"--document-tokens {config.document_tokens}: the retriever reads {run.retriever.max_tokens} tokens; what stands behind them it cannot learn to find")
-    lines += [f"{name}: {count} {OWN} (evaluate.py has it)" for name, c in run.collections.items() if (count := own_queries(c))]
+    lines += [f"{name}: {count} {FIND_THEMSELVES} (evaluate.py has it)" for name, c in run.collections.items() if (count := own_queries(c))]
     return lines
 
 

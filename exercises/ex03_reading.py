@@ -1,7 +1,7 @@
 """Exercise 3: what a head brings back from each document, eqs (3) and (4).
 
 Question
-    Write `read_documents`. A head has given every token of the prompt a logit (q . k / sqrt(d), done for you). For each
+    Write `read_documents`. A head has given every token of the prompt a logit (q_t . k_j / sqrt(d), done for you). For each
     document k: softmax over that document's tokens alone, then the mean of their values under it; this is r_k, eq (3). Then
     the sum of w_k r_k over the documents, eq (4). Tokens that belong to no document are not read at all.
 

@@ -8,7 +8,7 @@ import json
 import sys
 
 import given  # noqa: F401  (the repository's modules)
-from checkpoints import check_folder, claim, clear
+from checkpoints import check_out, claim, clear
 from config import parse
 from files import BadInput, write_json
 from objectives import INJECTS
@@ -24,7 +24,7 @@ def run_variant(kind, script, flags, argv=None):
     if without := [flag for flag in ("--resume", "--gather", "--plot") if flag in words]:
         raise BadInput(f"{script} has no {without[0]}")
     config = parse(words)
-    check_folder(config)
+    check_out(config)
     clock, run = Clock(), kind(config)
     clock.lap("load")
     with claim(config.out) as out:

@@ -10,7 +10,7 @@ from http.server import ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bounds are those of float32 on a CPU; must stand before torch is imported
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whatever a cluster has set: bounds are those of float32 on a CPU; must stand before torch is imported
 
 import pytest
 import torch

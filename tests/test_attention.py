@@ -7,7 +7,7 @@ import torch
 import attention
 from attention import SharedAttention, read_both, read_chunked, read_fused, read_own, read_prefix
 from files import BadInput
-from inject import Prefix, pack
+from inject import pack
 
 
 def random(*shape, dtype=torch.float64, seed=0, **more):
@@ -51,7 +51,7 @@ def test_documents_and_own_past_together_are_one_masked_softmax():
     """Questions of unequal length, two heads to a key; the reference builds the whole mask and copies the keys."""
     H, H_kv, L, d = 4, 2, 6, 8
     target_mask = torch.tensor([[0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]).bool()
-    suffixes = pack(Prefix(torch.zeros(L).long(), None, None), torch.arange(1, 16).view(3, 5), target_mask)
+    suffixes = pack(torch.arange(1, 16).view(3, 5), target_mask, L)
     N = len(suffixes.input_ids)
     assert N == 2 + 3 + 4 and suffixes.input_ids.tolist() == [1, 2, 6, 7, 8, 11, 12, 13, 14]
     query, key, value = random(H, N, d), random(H_kv, N, d, seed=1), random(H_kv, N, d, seed=2)

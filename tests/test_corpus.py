@@ -208,7 +208,7 @@ def test_a_text_file_is_cut_at_blank_lines(tmp_path):
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
     expected = {"1": ("", "first line\nsecond line"), "2": ("", "\tthird"), "3": ("", "fourth")}
-    assert corpus.read_documents(tmp_path / "a.txt") == corpus.read_documents(tmp_path / "b.txt.gz") == expected
+    assert corpus.read_raw(tmp_path / "a.txt") == corpus.read_raw(tmp_path / "b.txt.gz") == expected
 
 
 def test_folders_compressed_files_empty_and_one_sentence_documents(tmp_path):

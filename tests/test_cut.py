@@ -49,3 +49,8 @@ def test_a_run_trains_on_what_its_llm_can_read(tmp_path, tiny_folder, capsys):
     stream = run.pools(0)
     assert not {e.query for pool in (next(stream) for _ in range(20)) for e in pool.examples} & {"who", "who else"}
     assert "2 of 7 targets" in capsys.readouterr().err
+
+
+def test_an_accent_is_the_same_however_it_was_typed():
+    corpus = {"a": "It was written far away from every other caf\u00e9."}
+    assert cut.unread([Example("where", "cafe\u0301", "a")], corpus, Prompts(tiny_tokenizer(), 20))

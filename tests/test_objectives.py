@@ -35,6 +35,21 @@ def softmax(row):
     return [math.exp(x) / total for x in row]
 
 
+def test_a_long_question_is_counted_as_what_all_are_padded_to(pooled, monkeypatch):
+    """Four questions of one token and one of 40, behind two documents: attention to the own past is (H, 5, 40, 40) for each document."""
+    run, seen = pooled[0], []
+    input_ids, target_mask = torch.ones(5, 41, dtype=torch.long), torch.zeros(5, 41, dtype=torch.bool)
+    target_mask[:4, 1] = target_mask[4, 40] = True
+    monkeypatch.setattr(likelihoods, "forward", lambda *given, **more: seen.append(given) or forward(*given, **more))
+    with run.judge() as llm:
+        square = llm.config.num_attention_heads * 5 * 40**2
+        assert square > 5 * llm.config.vocab_size  # the logits at the end are fewer
+        for room in (2 * square, 2 * square - 1):
+            monkeypatch.setattr(likelihoods, "LOGITS", room)
+            likelihoods.log_likelihoods(llm, [[1, 2], [1, 2, 3]], input_ids, target_mask)
+    assert len(seen) == 2 + 3  # both documents at once, then one after the other
+
+
 @pytest.mark.parametrize("tokens, logits, passes", [(4096, 2**28, 2), (1, 2**28, 5), (4096, 1, 5)])  # all documents together, or one after the other
 def test_likelihoods_are_of_whole_targets_after_one_document_each(pooled, monkeypatch, tokens, logits, passes):
     monkeypatch.setitem(likelihoods.AT_ONCE, "cpu", tokens)

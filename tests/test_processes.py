@@ -9,7 +9,8 @@ import torch
 
 import train
 from conftest import ROOT, write_collection
-from processes import end_processes, processes
+from files import BadInput
+from processes import end_processes, processes, start_processes
 
 # Imports once and forks: main(arguments) in worlds of so many processes, one world after the other, each with the variables and the
 # store that torchrun would give it; prints their exit codes. What torchrun itself does is tested with torchrun.
@@ -117,6 +118,12 @@ def test_the_command_under_torchrun_speaks_once(tiny_folder, collection_folder, 
     assert one.stdout == two.stdout and one.stdout.count("nDCG@10") == 1
     found = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
     assert found[0]["metrics"] == found[1]["metrics"] and found[0]["max_tokens"] == found[1]["max_tokens"]
+
+
+def test_a_gpu_is_not_named_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="--device cuda:1: under torchrun each process has a GPU of its own"):
+        start_processes("cuda:1")
 
 
 TRAIN = """

@@ -23,9 +23,9 @@ def test_the_processor_has_its_name(tmp_path, monkeypatch, told, expected):
 
 def test_the_hardware_is_what_computed(monkeypatch):
     monkeypatch.setattr(record.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(record.torch.cuda, "get_device_name", lambda: "Some GPU")
-    told = {device: record.about_run("train.py", [], device)["hardware"] for device in (None, "cuda:0", "cpu")}
-    assert told[None] == told["cuda:0"] == "Some GPU" and told["cpu"].endswith(" cores")
+    monkeypatch.setattr(record.torch.cuda, "get_device_name", {None: "The first", "cuda:1": "The second"}.get)
+    told = {device: record.about_run("train.py", [], device)["hardware"] for device in (None, "cuda:1", "cpu")}
+    assert told[None] == "The first" and told["cuda:1"] == "The second" and told["cpu"].endswith(" cores")
 
 
 def test_the_commit_is_that_of_the_start(monkeypatch):

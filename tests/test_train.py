@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import train
 from checkpoints import Stop
 from conftest import save_tiny, tiny_tokenizer
 from data import BadInput, load_collection
-from inject import score_heads, target_nll
+from inject import score_heads, select_heads, target_nll
 from layers import checkpoint_layers, compile_layers
 from model import Retriever
 from train import Config, Run, learning_rate, parse
@@ -113,6 +114,14 @@ def test_heads_are_scored_from_the_rows_that_are_asked_for(tiny_folder, collecti
     assert not torch.allclose(*scores, atol=1e-3)
 
 
+def test_all_processes_inject_the_heads_that_the_first_has_chosen(tiny_folder, collection_folder, monkeypatch):
+    run = tiny_run(tiny_folder, collection_folder)
+    first = -run.choose_heads()  # as another machine may see them, only more so
+    monkeypatch.setattr(train, "everyone", lambda rows: torch.cat([first[None], rows]))
+    own = run.heads
+    assert run.choose_heads() is not None and run.heads == select_heads(first, 3) and not set(own) & set(run.heads)
+
+
 def saved_bytes(run, pool):
     """The bytes that autograd keeps while a step runs, as its own hooks see them."""
     seen = {}
@@ -194,6 +203,10 @@ def test_layers_that_cannot_be_compiled_or_checkpointed_are_refused(tiny_folder,
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BadInput, match="no-such-compiler is not there"):
         compile_layers(retriever.llm)
+    monkeypatch.setattr(shutil, "which", {"g++": "/usr/bin/g++"}.get)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(BadInput, match="the compiler gcc or clang is not there"):  # which Triton calls
+        compile_layers(SimpleNamespace(device=torch.device("cuda")))
     monkeypatch.setattr(type(retriever.llm), "supports_gradient_checkpointing", False)
     with pytest.raises(BadInput, match="llama does not support activation checkpointing"):
         checkpoint_layers(retriever.llm)
