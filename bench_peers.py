@@ -112,6 +112,8 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", help="write the figures here, as JSON")
     args = parser.parse_args(argv)
+    if args.repeats < 1:
+        raise BadInput(f"--repeats must be at least 1, not {args.repeats}")
     missing = [name for name in ("sentence_transformers", "faiss", "pytrec_eval") if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f"not installed: {', '.join(missing)}; pip install -r requirements-test.txt")

@@ -17,7 +17,7 @@ def visible(prompts, text):
 
 
 def unread(examples, corpus, prompts):
-    """Those examples whose target stands in its document, letter case and spaces aside, but not in what the LLM reads of it.
+    """Those examples whose target stands in its document, as data.py:flat compares, but not in what the LLM reads of it.
 
     A target that stands nowhere in its document, such as "yes", is not among them: the LLM may infer it."""
     whole, read = {}, {}  # of the documents that are cut

@@ -211,7 +211,11 @@ def load_examples(folder):
 
 
 def flat(text):
-    """A text for comparison: without case, runs of white space are one blank, an accented letter is one character."""
+    """A text for comparison: without case, runs of white space are one blank, an accented letter is one character.
+
+    >>> flat("Two\\n Words")
+    'two words'
+    """
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 

@@ -34,8 +34,8 @@ from search import merge, search
 METRICS = ("ndcg", "map", "recall", "precision", "mrr", "success")
 GEOMETRY = ("alignment", "uniformity", "spread")
 ENCODE_CHUNK = 2048  # documents encoded, searched and cached together; also what processes share out among them
-FIND_THEMSELVES = ("queries are documents of the corpus, with the same id, and find themselves; --drop-self leaves those out, as is usual for ArguAna "
-       "and Quora")
+FIND_THEMSELVES = ("queries are documents of the corpus, with the same id, and find themselves; --drop-self leaves those out, as is usual for "
+                   "ArguAna and Quora")
 SAMPLE = 2048  # documents whose embeddings the geometry is measured on
 
 

@@ -49,8 +49,9 @@ def log_likelihoods(llm, contexts, input_ids, target_mask):
     packing = Packing(lengths)
     documents = KeepTexts(packing)  # side by side
     forward(llm, documents, torch.tensor([i for ids in contexts for i in ids], device=llm.device), packing.positions)
-    kept = [(packing.apart(key), packing.apart(value)) for key, value in zip(documents.keys, documents.values)]
-    del documents
+    kept = []
+    while documents.keys:  # what is laid apart is let go, a layer at a time
+        kept.append((packing.apart(documents.keys.pop(0)), packing.apart(documents.values.pop(0))))
     absent = torch.arange(packing.token_at.shape[1], device=llm.device) >= lengths[:, None]
     rows, longest = len(questions.input_ids), int(questions.positions.max()) + 1
     each = max(len(questions.targets) * llm.get_output_embeddings().weight.shape[0],  # of one document: at the end, or in attention

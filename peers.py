@@ -181,7 +181,7 @@ def load_encoder(name, device="auto", dtype="auto", base=None, tokenizer_from=No
     if tokenizer.chat_template and locate(name if base else source, "modules.json") is None:
         raise BadInput(f"{name}: sentence-transformers puts texts into its chat template; not supported")
     if not hasattr(model.config, "hidden_size"):
-        raise BadInput(f"{name}: {kind} is a text model among others; name one that is text alone")
+        raise BadInput(f"{name}: {kind} is more than a text model (its text part has a configuration of its own); name one that reads text alone")
     try:
         padded_alike = ignores_padding(tokenizer, model)
     except Exception as error:  # a model of more than texts raises whatever it misses

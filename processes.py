@@ -14,14 +14,14 @@ def start_processes(device="auto"):
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return
     if device not in ("auto", "cuda", "cpu"):
-        raise BadInput(f"--device {device}: under torchrun each process has a GPU of its own; use cuda, cpu or auto")
+        raise BadInput(f"--device {device}: under torchrun each process takes the GPU of its place; use cuda, cpu or auto")
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
         place = int(os.environ["LOCAL_RANK"])
         if place >= torch.cuda.device_count():
             raise BadInput(f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs; use so many, or --device cpu")
         torch.cuda.set_device(place)
-    # A process waits for the slowest one, which may encode for hours; one that dies is noticed by torchrun.
+    # A process waits for the slowest one, which may encode for hours; torchrun notices one that dies on its machine.
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=7))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import bench
+import bench_peers
 import measure
 import scale
 from conftest import on_linux, save_tiny, write_collection
@@ -123,3 +124,14 @@ def test_a_child_is_a_process_of_its_own(tmp_path, monkeypatch):
     where = importlib.import_module("where")
     process, *told = measure.alone(where.state, 3, {"pool": 2})
     assert process != os.getpid() and told == [3, {"pool": 2}]
+
+
+def test_a_peer_is_compared_by_medians_of_calls_in_turns(monkeypatch):
+    """The first turn, in which much is made for the first time, does not count."""
+    monkeypatch.setattr(measure, "timed", lambda function: (None, function()))
+    taken, calls = {"ours": iter([9, 1, 2, 3]), "theirs": iter([1, 4, 6, 40])}, []
+    ours, theirs = (lambda name=name: calls.append(name) or next(taken[name]) for name in taken)
+    assert bench_peers.compare(ours, theirs, 3) == {"ratio": 3.0, "seconds": {"ours": [1, 2, 3], "theirs": [4, 6, 40]}}
+    assert calls == ["ours", "theirs"] * 4
+    with pytest.raises(BadInput, match="--repeats must be at least 1"):
+        bench_peers.main(["--repeats", "0"])

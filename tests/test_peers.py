@@ -331,11 +331,11 @@ def test_an_encoder_decoder_is_refused(kind, build, around, tmp_path):
     refused(around(save_plain(tmp_path, kind, build=build)), r"encoder-decoder \(t5\)|not in its files, such as decoder")
 
 
-def test_a_text_model_among_others_is_refused(tmp_path):
+def test_a_model_of_text_and_pictures_is_refused(tmp_path):
     small = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
     text = dict(small, vocab_size=261, num_key_value_heads=1, head_dim=16)
     refused(save_plain(tmp_path, "gemma3", hidden_size=None, text_config=text, vision_config=dict(small, image_size=28, patch_size=14),
-                       image_token_id=5, boi_token_index=6, eoi_token_index=7), "gemma3 is a text model among others")
+                       image_token_id=5, boi_token_index=6, eoi_token_index=7), "gemma3 is more than a text model")
 
 
 @pytest.mark.parametrize("kind", ["fnet", "convbert"])

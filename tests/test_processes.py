@@ -122,7 +122,7 @@ def test_the_command_under_torchrun_speaks_once(tiny_folder, collection_folder, 
 
 def test_a_gpu_is_not_named_for_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match="--device cuda:1: under torchrun each process has a GPU of its own"):
+    with pytest.raises(BadInput, match="--device cuda:1: under torchrun each process takes the GPU of its place"):
         start_processes("cuda:1")
 
 
