@@ -65,17 +65,27 @@ def table():
     return "\n".join(lines) + "\n"
 
 
+def on_collections(files):
+    """nDCG@10 on each of COLLECTIONS, a list for each of results/FILES-beir.json; FILES may have [0-9] for a seed."""
+    found = [json.loads(path.read_text())["metrics"] for path in sorted((ROOT / "results").glob(f"{files}-beir.json"))]
+    return [[metrics[c]["ndcg@10"] for c in COLLECTIONS] for metrics in found]
+
+
+def on_dev(results):
+    """nDCG@10 on the development part, of each seed."""
+    return [r["after"]["dev"]["ndcg@10"] for r in results]
+
+
 def collections(trained, beside=()):
     """nDCG@10 on the development part and on collections that nothing was trained on: means over seeds, the last column's deviation too.
 
     trained: names of training runs, of which those not run are left out; beside: (name, label) of what was not trained here."""
     lines = ["| retriever | seeds | dev | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 4)]
     rows = [(label, "", name) for name, label in beside]
-    rows += [(name, cell([statistics.mean(r["after"]["dev"]["ndcg@10"] for r in results)]), f"{name}-[0-9]")
+    rows += [(name, cell([statistics.mean(on_dev(results))]), f"{name}-[0-9]")
              for name, results in runs(trained).items() if results]
     for label, dev, files in rows:
-        found = [json.loads(path.read_text())["metrics"] for path in sorted((ROOT / "results").glob(f"{files}-beir.json"))]
-        values = [[metrics[c]["ndcg@10"] for c in COLLECTIONS] for metrics in found]  # of each seed
+        values = on_collections(files)
         cells = [cell([statistics.mean(column)]) for column in zip(*values)] or ["not run"] * len(COLLECTIONS)
         lines.append(f"| {label} | {len(values)} | {dev} | " + " | ".join(cells) + f" | {cell([statistics.mean(seed) for seed in values])} |")
     return "\n".join(lines) + "\n"
@@ -89,6 +99,20 @@ def beir():
 def variants():
     """Other settings of the long runs."""
     return collections((*VARIANTS, *GPU))
+
+
+def by_seed():
+    """Dream with the settings for longer runs less each other run of three seeds, seed by seed: mean of COLLECTIONS, and on the development part."""
+    ours, *others = (name for name, results in runs(("qa-dream-keep-temperature-.05", *LONG, *VARIANTS)).items() if len(results) > 2)
+    lines = [f"| {ours} less | seeds 0, 1, 2 | mean | dev: seeds 0, 1, 2 | mean |", "|---|---|---|---|---|"]
+    values = {name: ([statistics.mean(seed) for seed in on_collections(f"{name}-[0-9]")], on_dev(results)) for name, results in runs([ours, *others]).items()}
+    for name in others:
+        cells = []
+        for own, other in zip(values[ours], values[name]):
+            less = [a - b for a, b in zip(own, other)]
+            cells += [", ".join(re.sub(r"0\.", ".", f"{x:+.3f}") for x in part) for part in (less, [statistics.mean(less)])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def ablations():
@@ -286,7 +310,7 @@ def options():
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"main": main, "results": table, "beir": beir, "variants": variants, "ablations": ablations, "evidence": evidence, "saturation": saturation,
+TABLES = {"main": main, "results": table, "beir": beir, "variants": variants, "by_seed": by_seed, "ablations": ablations, "evidence": evidence, "saturation": saturation,
           "saturation_qa": saturation_qa, "attention": attention, "tuning": tuning, "corpus": corpus, "costs": costs, "parts": parts, "growth": growth,
           "options": options, "interoperation": interoperation, "checkup": checkup}
 

@@ -39,6 +39,10 @@ def test_what_the_tables_show_is_in_the_files_as_read_by_hand():
     row = cells("beir", "qa-emdr")
     assert row[1] == "3" and row[3:10] == [shown(sum(column) / 3) for column in zip(*seven)]
     assert row[-1].startswith(shown(sum(map(sum, seven)) / 21))
+    ours = "qa-dream-keep-temperature-.05"
+    less = [sum(value(f"{ours}-{seed}-beir", "metrics", name, "ndcg@10") for name in names) / 7 - sum(seven[seed]) / 7 for seed in (0, 1, 2)]
+    dev = [value(f"{ours}-{seed}", "after", "dev", "ndcg@10") - value(f"qa-emdr-{seed}", "after", "dev", "ndcg@10") for seed in (0, 1, 2)]
+    assert cells("by_seed", "qa-emdr")[1:] == [", ".join(f"{x:+.3f}".replace("0.", ".") for x in column) for part in (less, dev) for column in (part, [sum(part) / 3])]
     own = [(value(f"own-keep-{name}-0", "before", name, "ndcg@10"), value(f"own-keep-{name}-0", "after", name, "ndcg@10")) for name in names[:4]]
     row = cells("corpus", "mean of the first four")
     assert [row[1], row[3]] == [shown(sum(column) / 4) for column in zip(*own)]
