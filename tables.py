@@ -79,9 +79,11 @@ def on_dev(results):
 def collections(trained, beside=()):
     """nDCG@10 on the development part and on collections that nothing was trained on: means over seeds, the last column's deviation too.
 
-    trained: names of training runs, of which those not run are left out; beside: (name, label) of what was not trained here."""
+    trained: names of training runs, of which those not run are left out; beside: (name, label, key) of what was not trained here, and where a
+    training run has its figures on the development part."""
     lines = ["| retriever | seeds | dev | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 4)]
-    rows = [(label, "", name) for name, label in beside]
+    seen = read("qa-dream-0")
+    rows = [(label, cell([seen[key]["dev"]["ndcg@10"]] if key in seen else []) if key else "", name) for name, label, key in beside]
     rows += [(name, cell([statistics.mean(on_dev(results))]), f"{name}-[0-9]")
              for name, results in runs(trained).items() if results]
     for label, dev, files in rows:
@@ -93,7 +95,7 @@ def collections(trained, beside=()):
 
 def beir():
     """What every retriever is compared by."""
-    return collections((*LONG, *WIKI), (("untrained", "untrained, with the prompt"), ("bm25", "BM25"), ("minilm", "all-MiniLM-L6-v2")))
+    return collections((*LONG, *WIKI), (("untrained", "untrained, with the prompt", "before"), ("bm25", "BM25", "bm25"), ("minilm", "all-MiniLM-L6-v2", "")))
 
 
 def variants():
@@ -127,8 +129,8 @@ def ablations():
 
 
 def evidence():
-    """What the losses ask for while they train: means over a run's first and last quarter of steps, and over its seeds."""
-    lines = ["| objective | run | source weight, first and last quarter | accuracy | agreement |", "|---|---|---|---|---|"]
+    """What the losses ask for while they train: means over a run's first and last quarter of steps, and over its seeds; then the embeddings' spread."""
+    lines = ["| objective | run | source weight: first quarter, last quarter | accuracy: first, last | agreement: first, last | spread at the end |", "|" + "---|" * 6]
 
     def quarters(results, key):
         parts = [[r["curve"][: len(r["curve"]) // 4], r["curve"][-(len(r["curve"]) // 4) :]] for r in results]
@@ -138,7 +140,8 @@ def evidence():
         for name, results in runs(names).items():
             if results:
                 cells = " | ".join(quarters(results, key) for key in ("source_weight", "accuracy", "agreement"))
-                lines.append(f"| {name} | {where}, {len(results[0]['curve'])} steps, seeds: {len(results)} | {cells} |")
+                spread = cell([statistics.mean(measured["spread"] for r in results for measured in r["after"].values())])
+                lines.append(f"| {name} | {where}, {len(results[0]['curve'])} steps, seeds: {len(results)} | {cells} | {spread} |")
     return "\n".join(lines) + "\n"
 
 
@@ -264,19 +267,19 @@ def costs():
     rows = [("a DREAM step, in InfoNCE steps: time; memory beyond the models", f"{step['ratios']['dream / infonce']:.2f}; "
              f"{step['ratios']['peak beyond the models']:.2f}", step),
             ("by the count of operations alone", f"{step['ratios']['by count']:.2f}", step),
-            (f"the same on {gpu['hardware']}, 32 questions x 32 documents of at most 256 tokens, bfloat16; by the count", f"{gpu['ratios']['dream / infonce']:.2f}; "
+            (f"the same on {gpu['hardware']}, 32 questions x 32 documents of at most 256 tokens, bfloat16: time; memory; by the count", f"{gpu['ratios']['dream / infonce']:.2f}; "
              f"{gpu['ratios']['peak beyond the models']:.2f}; {gpu['ratios']['by count']:.2f}", gpu),
             ("share of a DREAM step outside matrix products and fused attention", f"{step['outside_products']:.0%}", step),
             ("against the naive implementation: a step; the judge's part alone", f"{ratios['time of a step']:.0f} times as fast; "
              f"{ratios['time of the judge']:.0f} times", naive),
-            ("its memory, one question's graph at a time; the graphs of all questions at once, from one and two of them", f"{ratios['memory of the judge']:.0f} times less; "
+            ("memory against it: where it frees each question's graph before the next; where it keeps all, reckoned from one and two questions", f"{ratios['memory of the judge']:.0f} times less; "
              f"{ratios['memory, all graphs']:.0f} times", naive),
             ("encoder forward and backward, against peft's LoRA", f"{peft['ratios']['peft / ours']:.2f} times as fast", peft),
             ("encoding, against sentence-transformers", f"{peers['encoding']['ratio']:.2f} times as fast", peers),
             ("search, against faiss IndexFlatIP", f"{peers['search']['ratio']:.2f} times as fast, "
              f"{peers['search_peak_mb']} MB more memory", peers),
             ("metrics, against pytrec_eval", f"{peers['metrics']['ratio']:.2f} times as fast", peers)]
-    return "\n".join(["| measured in one run | | command |", "|---|---|---|",
+    return "\n".join(["| measured in one run | result | command |", "|---|---|---|",
                       *(f"| {what} | {figure} | `{source['command']}` |" for what, figure, source in rows)]) + "\n"
 
 
