@@ -53,7 +53,7 @@ def log_likelihoods(llm, contexts, input_ids, target_mask):
     while documents.keys:  # what is laid apart is let go, a layer at a time
         kept.append((packing.apart(documents.keys.pop(0)), packing.apart(documents.values.pop(0))))
     absent = torch.arange(packing.token_at.shape[1], device=llm.device) >= lengths[:, None]
-    rows, longest = len(questions.input_ids), int(questions.positions.max()) + 1
+    rows, longest = len(questions.input_ids), questions.packing.token_at.shape[1]
     each = max(len(questions.targets) * llm.get_output_embeddings().weight.shape[0],  # of one document: at the end, or in attention
                llm.config.get_text_config().num_attention_heads * max(rows * absent.shape[1], len(input_ids) * longest**2))
     at_once = max(1, min(AT_ONCE[llm.device.type] // rows, LOGITS // each))

@@ -26,12 +26,17 @@ def runs(names):
     return {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items()}
 
 
+def bare(figures):
+    """"0.550, -0.071" -> ".550, -.071"."""
+    return re.sub(r"\b0\.", ".", figures)
+
+
 def cell(values):
     """[0.5, 0.6] -> ".550 +- .071"; one value stands alone, none is "not run"."""
     if not values:
         return "not run"
     spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return re.sub(r"\b0\.", ".", f"{statistics.mean(values):.3f}{spread}")
+    return bare(f"{statistics.mean(values):.3f}{spread}")
 
 
 def command_of(result):
@@ -79,11 +84,10 @@ def on_dev(results):
 def collections(trained, beside=()):
     """nDCG@10 on the development part and on collections that nothing was trained on: means over seeds, the last column's deviation too.
 
-    trained: names of training runs, of which those not run are left out; beside: (name, label, key) of what was not trained here, and where a
-    training run has its figures on the development part."""
+    trained: names of training runs, of which those not run are left out; beside: (name, label, cell on the development part) of
+    what was not trained here."""
     lines = ["| retriever | seeds | dev | " + " | ".join(COLLECTIONS) + " | mean |", "|" + "---|" * (len(COLLECTIONS) + 4)]
-    seen = read("qa-dream-0")
-    rows = [(label, cell([seen[key]["dev"]["ndcg@10"]] if key in seen else []) if key else "", name) for name, label, key in beside]
+    rows = [(label, dev, name) for name, label, dev in beside]
     rows += [(name, cell([statistics.mean(on_dev(results))]), f"{name}-[0-9]")
              for name, results in runs(trained).items() if results]
     for label, dev, files in rows:
@@ -95,7 +99,9 @@ def collections(trained, beside=()):
 
 def beir():
     """What every retriever is compared by."""
-    return collections((*LONG, *WIKI), (("untrained", "untrained, with the prompt", "before"), ("bm25", "BM25", "bm25"), ("minilm", "all-MiniLM-L6-v2", "")))
+    seen = read("qa-dream-0")  # a training run measures both on the development part
+    dev = {when: cell([seen[when]["dev"]["ndcg@10"]] if seen else []) for when in ("before", "bm25")}
+    return collections((*LONG, *WIKI), (("untrained", "untrained, with the prompt", dev["before"]), ("bm25", "BM25", dev["bm25"]), ("minilm", "all-MiniLM-L6-v2", "")))
 
 
 def variants():
@@ -105,14 +111,15 @@ def variants():
 
 def by_seed():
     """Dream with the settings for longer runs less each other run of three seeds, seed by seed: mean of COLLECTIONS, and on the development part."""
-    ours, *others = (name for name, results in runs(("qa-dream-keep-temperature-.05", *LONG, *VARIANTS)).items() if len(results) > 2)
+    found = {name: results for name, results in runs(("qa-dream-keep-temperature-.05", *LONG, *VARIANTS)).items() if len(results) > 2}
+    values = {name: ([statistics.mean(seed) for seed in on_collections(f"{name}-[0-9]")], on_dev(results)) for name, results in found.items()}
+    ours, *others = values
     lines = [f"| {ours} less | seeds 0, 1, 2 | mean | dev: seeds 0, 1, 2 | mean |", "|---|---|---|---|---|"]
-    values = {name: ([statistics.mean(seed) for seed in on_collections(f"{name}-[0-9]")], on_dev(results)) for name, results in runs([ours, *others]).items()}
     for name in others:
         cells = []
         for own, other in zip(values[ours], values[name]):
             less = [a - b for a, b in zip(own, other)]
-            cells += [", ".join(re.sub(r"0\.", ".", f"{x:+.3f}") for x in part) for part in (less, [statistics.mean(less)])]
+            cells += [bare(", ".join(f"{x:+.3f}" for x in part)) for part in (less, [statistics.mean(less)])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
