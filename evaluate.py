@@ -181,6 +181,7 @@ def parse(argv=None):
     parser.add_argument("--out", help="write the metrics here, as JSON")
     parser.add_argument("--cache", help="a folder to keep embeddings in: encoded once, resumable")
     parser.add_argument("--prompt", help="how an untrained backbone reads a text, such as 'query: {text}' (default: PromptEOL's)")
+    parser.add_argument("--query-prompt", help="another one for queries, which ends as the documents'")
     parser.add_argument("--max-tokens", type=int, help="cut texts here (default: what the model's own files say)")
     parser.add_argument("--plot", metavar="FILE", help="draw nDCG@10 here, beside BM25's (.png, .svg or .pdf; pip install matplotlib)")
     parser.add_argument("--drop-self", action="store_true", help="leave out the document that has the query's own id")
@@ -216,8 +217,8 @@ def main(argv=None):
     if args.run:
         check_ids([name for c in collections.values() for names in (c.queries, c.corpus) for name in names])
     retriever = BM25() if args.model == "bm25" else Retriever.load(args.model, args.device, args.dtype)
-    if args.prompt is not None and args.model != "bm25":
-        retriever.set_prompt(args.prompt)
+    if args.model != "bm25":
+        retriever.set_prompt(args.prompt, args.query_prompt)
     if args.max_tokens and args.model != "bm25":
         if args.max_tokens > retriever.max_tokens and processes()[0] == 0:
             print(f"{args.model} reads {retriever.max_tokens} tokens of a text, not {args.max_tokens}", file=sys.stderr)

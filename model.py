@@ -88,6 +88,14 @@ SETTINGS = {"prompts": dict, "suffix": str, "max_tokens": int, "pooling": str, "
 PUBLISHED = {"prompts": {"query": "", "document": ""}, "suffix": "", "max_tokens": 512}
 
 
+def around(flag, prompt):
+    """What a prompt has before and behind its {text}. Raises BadInput, in the words of the command line's `flag`."""
+    before, found, behind = prompt.partition("{text}")
+    if not found or "{text}" in behind:
+        raise BadInput(f"{flag} must have {{text}} in it once, not {prompt!r}")
+    return before, behind
+
+
 def pool(hidden, lengths, pooling="lasttoken"):
     """Texts padded on the right: hidden (N, T, D), lengths (N,) long -> one vector each, (N, D) float32; padding is never read.
 
@@ -161,12 +169,17 @@ class Retriever:
         self.suffix_ids, *ids = (self.tokenizer(text, add_special_tokens=False).input_ids if text else [] for text in (suffix, *self.prompts.values()))
         self.prompt_tokens = dict(zip(self.prompts, map(len, ids)))
 
-    def set_prompt(self, prompt):
-        """Both kinds get one `prompt`, with {text} in it once: what stands before and behind a text. Raises BadInput."""
-        before, found, suffix = prompt.partition("{text}")
-        if not found or "{text}" in suffix:
-            raise BadInput(f"--prompt must have {{text}} in it once, not {prompt!r}")
-        self.read_as(dict.fromkeys(PROMPTS, before), suffix)
+    def set_prompt(self, prompt=None, query_prompt=None):
+        """A `prompt` for both kinds, another for queries, or None: as it was. {text} stands in each once; what follows it is
+        the same for both kinds, because the tokenizer of an exported model puts it behind every text. Raises BadInput."""
+        if prompt is not None:
+            before, suffix = around("--prompt", prompt)
+            self.read_as(dict.fromkeys(PROMPTS, before), suffix)
+        if query_prompt is not None:
+            before, suffix = around("--query-prompt", query_prompt)
+            if suffix != self.suffix:
+                raise BadInput(f"--query-prompt must have {self.suffix!r} behind {{text}}, as documents have, not {suffix!r}")
+            self.read_as(self.prompts | {"query": before}, suffix)
 
     def tokenize(self, texts, kind, max_tokens=None):
         """Texts -> lists of token ids, at least one each: prompt and text, cut so that with the suffix they are max_tokens,

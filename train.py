@@ -58,8 +58,7 @@ class Run:
         self.retriever = Retriever.load(config.backbone, config.device, config.dtype)
         if self.retriever.adapters():
             raise BadInput(f"--backbone {config.backbone}: a trained retriever; python export.py makes a backbone of it")
-        if config.prompt:
-            self.retriever.set_prompt(config.prompt)
+        self.retriever.set_prompt(config.prompt or None, config.query_prompt or None)
         targets = set(filter(None, config.lora_targets.split(",")))
         check_lora(self.retriever.llm, config.lora_rank, targets)
         self.retriever.add_lora(config.lora_rank, ALPHA * config.lora_rank, config.seed, targets or None)

@@ -352,7 +352,8 @@ POSITIVE = ["--heads", "--temperature", "--questions", "--neighbours", "--docume
     *((flag, value) for flag in POSITIVE for value in ("0", "-1")), ("--heads", "13"), ("--pool", "1"), ("--embed-chunk", "-1"), ("--save-every", "-1"),
     *((flag, "9" * 20) for flag in ("--seed", "--lora-rank", "--document-tokens", "--embed-chunk", "--questions", "--steps", "--pool")), ("--lora-rank", "33"),
     ("--seed", "-99999999999"), ("--lr", "1e300"), ("--temperature", "1e300"), ("--lora-targets", "q_proj,k_prjo"), ("--backbone", ""), ("--data", " "), ("--prompt", "{text} {text}"),
-    ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--lora-targets", "q_prjo"), ("--lr", "inf"), ("--temperature", "inf"),
+    ("--pool", "-4"), ("--final-temperature", "-.1"), ("--prompt", "no place for it"), ("--query-prompt", "query: "),
+    ("--query-prompt", "query: {text}"), ("--lora-targets", "q_prjo"), ("--lr", "inf"), ("--temperature", "inf"),
     *((flag, "nan") for flag in ("--temperature", "--lr", "--clip", "--final-temperature"))])
 def test_impossible_hyperparameters(flags, out, flag, value):
     assert flag in refused(train.main, out, *flags, f"{flag}={value}")

@@ -393,7 +393,7 @@ def test_bm25_finds_no_document_without_the_words():
     assert list(run["q"]) == ["a"] and shape == {}
 
 
-def test_a_prompt_and_a_length_on_the_command_line_decide_how_texts_are_read(collection_folder, tiny_folder, tmp_path, capsys):
+def test_a_prompt_and_a_length_on_the_command_line_decide_how_texts_are_read(collection_folder, tiny_folder, tmp_path, capsys, monkeypatch):
     out, prompt = tmp_path / "out.json", "say: {text} now"
     evaluate.main(["--model", tiny_folder, "--data", str(collection_folder), "--device", "cpu", "--prompt", prompt,
                    "--max-tokens", "30", "--out", str(out)])
@@ -407,6 +407,10 @@ def test_a_prompt_and_a_length_on_the_command_line_decide_how_texts_are_read(col
     assert found["max_tokens"] == 30 and "8 texts reach 30 tokens" in said and " reads " not in said  # documents, but no query
     assert {name: found["metrics"]["collection"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert whole["spread"] != pytest.approx(expected["spread"], abs=1e-3)
+    read = []
+    monkeypatch.setattr(evaluate.Retriever, "tokenize", lambda self, texts, kind: read.append((self.prompts[kind], self.suffix, kind)) or [[1, 2]] * len(texts))
+    evaluate.main(["--model", tiny_folder, "--data", str(collection_folder), "--device", "cpu", "--prompt", prompt, "--query-prompt", "ask: {text} now"])
+    assert set(read) == {("ask: ", " now", "query"), ("say: ", " now", "document")}
 
 
 @pytest.mark.parametrize("flags, says", [(["--max-tokens", "0"], "--max-tokens must be at least 1"), (["--data", ","], "names no folder"),

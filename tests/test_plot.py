@@ -104,6 +104,14 @@ def test_bars_are_the_metrics(runs):
                                                                                statistics.fmean(value)])
 
 
+def test_an_untrained_retriever_that_reads_otherwise_is_another_one():
+    def trained(before, **config):
+        return {"config": {"backbone": "tiny", **config}, "before": {"c": {"ndcg@10": before}}, "after": {"c": {"ndcg@10": 0.9}}}
+
+    found = plot.read_bars({"older": [trained(0.1)], "run": [trained(0.1, prompt="", query_prompt="")], "asked": [trained(0.2, prompt="", query_prompt="ask: {text}")]})
+    assert found["untrained"] == {"c": [0.1]} and found["asked, untrained"] == {"c": [0.2]} and len(found) == 5  # and the three
+
+
 def test_commands_write_whole_pictures(runs, tmp_path, tiny_folder, monkeypatch):
     drawn = []
     assert {path.name for path in (runs / "dream-0").glob("*.png")} == {"curves.png", "heads.png", "weights.png", "bars.png"}

@@ -87,7 +87,7 @@ VALUES = ["", " ", "0", "x" * 300, "../side", "file", "file/below",
           "folder", ".", "/proc/none", "é 日", "{text}", "{text}{text}", "q_proj,none", ",", "dream", "query", "bm25", "float32", "cpu", "meta", "none", "-", "--help", "\udcff"]
 LEAVE = ("plot", "compile")  # seconds each
 FLAGS = {"train": [f"--{name.replace('_', '-')}" for name in vars(Config()) if name not in LEAVE] + ["--temprature", "--stepz", "file"],
-         "evaluate": ["--model", "--data", "--split", "--run", "--out", "--prompt", "--max-tokens", "--drop-self", "--ask", "--device", "--dtype", "--modell", "file"],
+         "evaluate": ["--model", "--data", "--split", "--run", "--out", "--prompt", "--query-prompt", "--max-tokens", "--drop-self", "--ask", "--device", "--dtype", "--modell", "file"],
          "split": ["--share", "--seed", "--shar", "file"], "jsonl": ["--query-field", "--target-field", "--document-field", "--loose", "--field"],
          "corpus": ["--llm", "--rows", "--per-document", "--seed", "--document-tokens", "--row"], "qrels": ["--split", "--splits"], "squad": ["--x"]}
 POSITIONAL = {"split": ["folder", "out"], "jsonl": ["folder/train.jsonl", "folder", "out"], "corpus": ["folder", "out"], "squad": ["folder/squad.json", "out"],

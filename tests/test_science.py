@@ -127,6 +127,7 @@ def test_a_group_is_trained_and_measured_elsewhere_and_takes_no_other_with_it(mo
         science.main(["qa-.*"])
 
 
-def test_the_end_token_is_all_that_its_experiment_adds_to_the_prompt():
+def test_an_experiment_changes_one_thing_in_the_prompt():
     flag, prompt = shlex.split(science.TUNING["end-token"])
     assert (flag, prompt) == ("--prompt", PROMPTS["query"] + "{text}" + SUFFIX + "<|im_end|>")
+    assert shlex.split(science.TUNING["query-prompt"]) == ["--query-prompt", PROMPTS["query"].replace("sentence", "question") + "{text}" + SUFFIX]

@@ -21,7 +21,7 @@ from conftest import save_tiny, tiny_tokenizer
 from data import BadInput, load_collection
 from inject import score_heads, select_heads, target_nll
 from layers import checkpoint_layers, compile_layers
-from model import Retriever
+from model import SUFFIX, Retriever
 from train import Config, Run, learning_rate, parse
 
 
@@ -333,6 +333,19 @@ def test_the_prompt_of_a_run_stands_around_every_text(tiny_folder, collection_fo
     assert Retriever.load(tmp_path / "saved", device="cpu").tokenize(["a box"], "query") == [ids]
 
 
+def test_queries_may_have_a_prompt_of_their_own(tiny_folder, collection_folder, tmp_path):
+    def ids(*parts):
+        return sum((run.retriever.tokenizer(part, add_special_tokens=False).input_ids for part in parts), [])
+
+    run = tiny_run(tiny_folder, collection_folder, "--query-prompt", 'An answer to : "{text}" means in one word: "')
+    run.retriever.save(tmp_path / "saved")
+    for made in (run.retriever, Retriever.load(tmp_path / "saved", device="cpu")):
+        assert made.tokenize(["a box"], "query") == [ids('An answer to : "a box', SUFFIX)]
+        assert made.tokenize(["a box"], "document") == [ids('This sentence : "a box', SUFFIX)]
+    run = tiny_run(tiny_folder, collection_folder, "--prompt", "say: {text} now", "--query-prompt", "ask: {text} now")
+    assert run.tokenize(["a box"], "query") == [ids("ask: a box", " now")] and run.tokenize(["a box"], "document") == [ids("say: a box", " now")]
+
+
 def test_a_pool_shared_by_one_process_is_its_own(tiny_folder, collection_folder):
     curves = []
     for more in ([], ["--gather"]):
@@ -431,7 +444,7 @@ def test_flags_are_the_fields_and_a_misspelt_one_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(["--temprature", "0.02"])
     assert stop.value.code == 2 and "--temprature" in capsys.readouterr().err
-    assert len(dataclasses.fields(Config)) <= 35
+    assert len(dataclasses.fields(Config)) <= 36
     with pytest.raises(BadInput, match="--temperature must be a positive number"):
         parse(["--temperature", "nan"])
 
