@@ -4,8 +4,8 @@
 through (`reading=`) says what a pass does in place of each layer's attention. Three facts make passes cheap, and all
 are exact:
 
-- Texts need no padding: they are packed into one row of tokens, each seeing itself alone (`ReadTexts`). Only attention
-  itself is done text by text; every other layer works on real tokens alone.
+- Texts need no padding: they are packed into one sequence, each token seeing its own text alone (`ReadTexts`). Only
+  attention itself is done text by text; every other layer works on real tokens alone.
 - Many questions share one prefix, the documents with their introduction, whose keys are never copied or masked. The prefix
   and a question's own past are read apart, each with the log-sum-exp of its logits, and put together:
 
@@ -87,6 +87,10 @@ def obstacle(llm, length):
         return f"{kind}: attention sinks are not supported; {TRY}"
     if slides and window < length:
         return f"{kind}: its sliding window of {window} tokens is shorter than the input of {length}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope" and length > rope["original_max_position_embeddings"]:  # keys there would turn otherwise than before
+        return (f"{kind}: positions behind {rope['original_max_position_embeddings']} change how all of a pass are encoded (LongRoPE), "
+                f"and the input has {length} tokens: use fewer or shorter documents")
     if length > config.max_position_embeddings:
         return (f"the input has {length} tokens, the LLM's context holds {config.max_position_embeddings}: "
                 "use fewer or shorter documents")
@@ -94,7 +98,7 @@ def obstacle(llm, length):
 
 
 def forward(llm, reading, input_ids, positions, **kwargs):
-    """One pass over a row of tokens (N,) with `reading` in place of every layer's attention; None if it had Enough.
+    """One pass over N tokens with `reading` in place of every layer's attention; None if it had Enough.
 
     Leaves the model on "dream" attention, which without a `reading` is stock SDPA.
     """
@@ -115,18 +119,18 @@ def forward(llm, reading, input_ids, positions, **kwargs):
 
 
 class Packing:
-    """B rows of unequal length as one row of N tokens. token_at: (B, T) long, the place of row b's t-th token, 0 where
-    it has fewer; place: (N,) long, b T + t for the t-th token of row b; lengths: (B,) long."""
+    """B texts of unequal length as one sequence of N tokens. token_at: (B, T) long, the place of text b's t-th token, 0 where
+    it has fewer; place: (N,) long, b T + t for the t-th token of text b; lengths: (B,) long."""
 
     def __init__(self, lengths):
         self.lengths, T = lengths, int(lengths.max())
         inside = torch.arange(T, device=lengths.device) < lengths[:, None]  # (B, T)
         self.place = inside.flatten().nonzero().flatten()
         self.token_at = torch.zeros_like(inside, dtype=torch.long).masked_scatter(inside, torch.arange(len(self.place), device=inside.device))
-        self.positions = self.place % T  # (N,): each token's place within its own row
+        self.positions = self.place % T  # (N,): each token's place within its own text
 
     def apart(self, x):
-        """(H, N, d) -> (H, B, T, d); what a shorter row lacks is filled with the first token of all."""
+        """(H, N, d) -> (H, B, T, d); what a shorter text lacks is filled with the first token of all."""
         return x.index_select(1, self.token_at.flatten()).view(len(x), *self.token_at.shape, x.shape[-1])
 
     def together(self, x):

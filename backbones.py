@@ -164,6 +164,8 @@ def load_weights(name, auto_class, device="auto", dtype="auto", tokenizer_from=N
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_from or source, trust_remote_code=False)
         model, report = auto_class.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True,
                                                    trust_remote_code=False, output_loading_info=True)
+        if auto_class is AutoModelForCausalLM:
+            tokenizer.truncation_side = "right"  # what is read of a long text is its beginning, by the retriever as by the judge
         missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)  # no pooling here uses a pooler
         if missing:  # or they would be random
             raise BadInput(f"cannot load the backbone {name!r}: {len(missing)} weights are not in its files, such as {missing[0]}")

@@ -1,4 +1,4 @@
-"""Collections, training examples, prompts and pools: everything that is text.
+"""Training examples, pools, prompts, and the files they are read from: everything that is text.
 
 A training folder holds `corpus.jsonl` ({"_id", "title", "text"}) and `train.jsonl` ({"query", "target", "document"}):
 a question, the text that answers it, and the id of the document it comes from. The source document is *not* a label
@@ -58,6 +58,88 @@ class Pool:
     def source(self):
         """(B,) long: the index of each example's source document."""
         return torch.tensor([self.documents.index(e.document) for e in self.examples])
+
+
+# ----------------------------------------------------------------------------------------------------------- pools
+
+
+def make_pools(examples, order, K, B, neighbours, seed=0):
+    """Endless Pools of K candidates and up to B examples, the same for the same seed.
+
+    ASSUMPTION: candidates are sources of examples, those of the pool's questions among them, in groups of `neighbours`
+    documents that follow each other in `order` (ids): what stands together in a corpus file (an article's paragraphs), or in a
+    chain of BM25 neighbours, is hard to tell apart. Every pass cuts the groups elsewhere; a document's examples take turns.
+    """
+    generator = random.Random(seed)
+    examples_of = {}
+    for example in examples:
+        examples_of.setdefault(example.document, []).append(example)
+    order = [d for d in order if d in examples_of]
+    K = min(K, len(order))
+    rounds = min(math.ceil(B / K), max(map(len, examples_of.values())))  # the most questions of a pool about one document
+    queues = {d: deque(generator.sample(own, len(own))) for d, own in examples_of.items()}
+    while True:  # a pass over all documents
+        cut = generator.randrange(len(order))
+        circle = order[cut:] + order[:cut]
+        groups = [circle[i : i + neighbours] for i in range(0, len(circle), neighbours)]
+        generator.shuffle(groups)
+        line = [d for group in groups for d in group]
+        for start in range(0, len(line) - K + 1, K):
+            documents = line[start : start + K]
+            generator.shuffle(documents)
+            asked = [d for n in range(rounds) for d in documents if n < len(examples_of[d])]
+            chosen = []
+            for d in asked[:B]:
+                chosen.append(queues[d][0])
+                queues[d].rotate(-1)
+            yield Pool(documents, chosen)
+
+
+# --------------------------------------------------------------------------------------------------------- prompts
+# ASSUMPTION: the paper prints no prompt; header and closing blank line belong to the document, the newline behind an answer to the target.
+INTRODUCTION = "Answer the questions using the documents.\n\n"
+DOCUMENT = "Document {number}:"
+QUESTION = "Question: {query}\nAnswer:"
+
+
+class Prompts:
+    """The LLM's side of a pool as token ids. Every text is tokenized once; documents are cut at `document_tokens`."""
+
+    def __init__(self, tokenizer, document_tokens):
+        self.tokenizer, self.document_tokens = tokenizer, document_tokens
+        self.ids, self.truncated = {}, set()
+
+    def tokenize(self, text, most=None):
+        """A text -> its first `most` token ids. Each text is tokenized once: give it the same `most` always."""
+        if text not in self.ids:
+            self.ids[text] = array("i", self.tokenizer(text, add_special_tokens=False).input_ids[:most])
+        return self.ids[text].tolist()
+
+    def document(self, text):
+        """The tokens of a document that are read, and the one behind them where it is longer."""
+        return self.tokenize(" " + text, self.document_tokens + 1)
+
+    def context(self, documents):
+        """K texts -> input_ids (1, L) and document_of (L,): k inside document k, else -1."""
+        ids = self.tokenizer(INTRODUCTION).input_ids  # with the tokenizer's own first token, where it has one
+        document_of = [-1] * len(ids)
+        for k, text in enumerate(documents):
+            body = self.document(text)
+            if len(body) > self.document_tokens:
+                self.truncated.add(text)
+            piece = self.tokenize(DOCUMENT.format(number=k + 1)) + body[: self.document_tokens] + self.tokenize("\n\n")
+            ids += piece
+            document_of += [k] * len(piece)
+        return torch.tensor([ids]), torch.tensor(document_of)
+
+    def suffixes(self, examples):
+        """B examples -> input_ids and target_mask, both (B, T), right-padded; the mask is True on target tokens."""
+        asked = [self.tokenize(QUESTION.format(query=e.query)) for e in examples]
+        answered = [self.tokenize(f" {e.target}\n") for e in examples]
+        rows = [torch.tensor(q + a) for q, a in zip(asked, answered)]
+        masks = [torch.arange(len(q) + len(a)) >= len(q) for q, a in zip(asked, answered)]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return pad(rows, batch_first=True), pad(masks, batch_first=True)
 
 
 # --------------------------------------------------------------------------------------------------------- readers
@@ -229,87 +311,6 @@ def sources(corpus, examples):
     for e in examples:
         found.setdefault(e.query, set()).add(corpus[e.document])
     return found
-
-
-# ----------------------------------------------------------------------------------------------------------- pools
-
-
-def make_pools(examples, order, documents, questions, neighbours, seed=0):
-    """Endless Pools of `documents` candidates and up to `questions` examples, the same for the same seed.
-
-    ASSUMPTION: candidates are sources of examples, those of the pool's questions among them, in runs of `neighbours`
-    documents that follow each other in `order` (ids): what stands together in a corpus file (an article's paragraphs), or in a
-    chain of BM25 neighbours, is hard to tell apart. Every pass cuts the runs elsewhere; a document's examples take turns.
-    """
-    generator = random.Random(seed)
-    rows_of = {}
-    for example in examples:
-        rows_of.setdefault(example.document, []).append(example)
-    order = [d for d in order if d in rows_of]
-    documents, most = min(documents, len(order)), max(map(len, rows_of.values()))
-    queues = {d: deque(generator.sample(rows, len(rows))) for d, rows in rows_of.items()}
-    while True:
-        cut = generator.randrange(len(order))
-        turned = order[cut:] + order[:cut]
-        runs = [turned[i : i + neighbours] for i in range(0, len(turned), neighbours)]
-        generator.shuffle(runs)
-        row = [d for run in runs for d in run]
-        for start in range(0, len(row) - documents + 1, documents):
-            pool = row[start : start + documents]
-            generator.shuffle(pool)
-            turns = [d for turn in range(min(most, math.ceil(questions / documents))) for d in pool if turn < len(rows_of[d])]
-            chosen = []
-            for document in turns[:questions]:
-                chosen.append(queues[document][0])
-                queues[document].rotate(-1)
-            yield Pool(pool, chosen)
-
-
-# --------------------------------------------------------------------------------------------------------- prompts
-# ASSUMPTION: the paper prints no prompt; header and closing blank line belong to the document, the newline behind an answer to the target.
-INTRODUCTION = "Answer the questions using the documents.\n\n"
-DOCUMENT = "Document {number}:"
-QUESTION = "Question: {query}\nAnswer:"
-
-
-class Prompts:
-    """The LLM's side of a pool as token ids. Every text is tokenized once; documents are cut at `document_tokens`."""
-
-    def __init__(self, tokenizer, document_tokens):
-        self.tokenizer, self.document_tokens = tokenizer, document_tokens
-        self.ids, self.truncated = {}, set()
-
-    def tokenize(self, text, most=None):
-        """A text -> its first `most` token ids. Each text is tokenized once: give it the same `most` always."""
-        if text not in self.ids:
-            self.ids[text] = array("i", self.tokenizer(text, add_special_tokens=False).input_ids[:most])
-        return self.ids[text].tolist()
-
-    def document(self, text):
-        """The tokens of a document that are read, and the one behind them where it is longer."""
-        return self.tokenize(" " + text, self.document_tokens + 1)
-
-    def context(self, documents):
-        """K texts -> input_ids (1, L) and document_of (L,): k inside document k, else -1."""
-        ids = self.tokenizer(INTRODUCTION).input_ids  # with the tokenizer's own first token, where it has one
-        document_of = [-1] * len(ids)
-        for k, text in enumerate(documents):
-            body = self.document(text)
-            if len(body) > self.document_tokens:
-                self.truncated.add(text)
-            piece = self.tokenize(DOCUMENT.format(number=k + 1)) + body[: self.document_tokens] + self.tokenize("\n\n")
-            ids += piece
-            document_of += [k] * len(piece)
-        return torch.tensor([ids]), torch.tensor(document_of)
-
-    def suffixes(self, examples):
-        """B examples -> input_ids and target_mask, both (B, T), right-padded; the mask is True on target tokens."""
-        asked = [self.tokenize(QUESTION.format(query=e.query)) for e in examples]
-        answered = [self.tokenize(f" {e.target}\n") for e in examples]
-        rows = [torch.tensor(q + a) for q, a in zip(asked, answered)]
-        masks = [torch.arange(len(q) + len(a)) >= len(q) for q, a in zip(asked, answered)]
-        pad = torch.nn.utils.rnn.pad_sequence
-        return pad(rows, batch_first=True), pad(masks, batch_first=True)
 
 
 def main(argv=None):

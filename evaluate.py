@@ -40,13 +40,16 @@ SAMPLE = 2048  # documents whose embeddings the geometry is measured on
 
 
 def places(scored, documents):
-    """The ranks, from 1, that output.rank() gives to some `documents` of {document: score}, without sorting the others."""
+    """The ranks, from 1, of some `documents` of {document: score}: 1 + how many score higher; of equal scores the greater id comes first.
+
+    >>> places({"a": 1.0, "b": 2.0, "c": 1.0}, ["a", "c"])
+    [3, 2]
+    """
     values = np.fromiter(scored.values(), np.float32, len(scored))
-    own = np.array([scored[d] for d in documents], np.float32)
-    ordered = np.sort(values)
-    first, last = np.searchsorted(ordered, own), np.searchsorted(ordered, own, side="right")
-    result = (len(values) + 1 - last).tolist()
-    for i in np.flatnonzero(last - first > 1):  # equal scores: the greater ids come before
+    own, ascending = np.array([scored[d] for d in documents], np.float32), np.sort(values)
+    less, not_more = np.searchsorted(ascending, own), np.searchsorted(ascending, own, side="right")  # how many score so
+    result = (1 + len(values) - not_more).tolist()
+    for i in np.flatnonzero(not_more - less > 1):  # others have the same score
         result[i] += sum(d > documents[i] for d, value in zip(scored, values) if value == own[i])
     return result
 
@@ -61,7 +64,7 @@ def compute_metrics(run, qrels, ks=(1, 3, 5, 10, 100)):
     0.5
     """
     depth = max(ks)
-    found, best = [], []  # (row of the query, place, relevance) of relevant documents: in the run, in the best possible run
+    found, best = [], []  # (the query's row, rank, relevance) of relevant documents: as the run ranks them, as the best possible run would
     for row, (query, judged) in enumerate(qrels.items()):
         grades = {d: r for d, r in judged.items() if r > 0}
         best += [(row, place, r) for place, r in enumerate(sorted(grades.values(), reverse=True), 1)]
@@ -200,7 +203,7 @@ def parse(argv=None):
         raise BadInput("--run takes one collection, and a file of its own")
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput("--max-tokens must be at least 1")
-    if args.ask is not None and ("," in args.data or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    if args.ask is not None and ("," in args.data or int(os.environ.get("WORLD_SIZE") or 1) > 1):
         raise BadInput("--ask is for one process and one folder")
     if args.ask is not None and (args.out or args.run or args.plot or args.drop_self or args.split != parser.get_default("split")):
         raise BadInput("--ask measures nothing: leave out --split, --out, --run, --plot and --drop-self")

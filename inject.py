@@ -11,14 +11,14 @@ retriever through these heads, and through nothing else.
     (5)  L_b = - 1/|y| sum_i log p( y_i | d_1..d_K, q_b, y_<i ; w_b )
     (6)  score(h) = the attention mass that head h puts on the source document, from the rows that predict the target
 
-Nothing of the LLM is copied or patched: in one pass, `forward`, a `Reading` takes the place of each layer's attention
-(attention.py). read_prefix and read_own are attention to the prefix (the documents with their introduction) and to the
-question's own past, each with lse, the log of the sum of exp(logit); read_both joins them into one softmax.
-
 Two facts make a step cheap, and both are exact. Documents come before every question, so their rows never see the
 weights: they are read once, without gradients (`prefill`). And the questions need not be padded or batched: they are
-packed into one row behind the documents, each seeing the documents and itself. What attention.py leaves out is refused
-by name. Symbols: see model.py.
+packed into one sequence behind the documents, each seeing the documents and itself.
+
+Nothing of the LLM is copied or patched: in one pass, `forward`, a `Reading` takes the place of each layer's attention
+(attention.py). As the documents are shared, it reads in two parts: read_prefix, the documents with their introduction, and
+read_own, the question's own past, each with lse, the log of the sum of exp(logit); read_both joins them into the one softmax
+that the LLM itself would compute. What attention.py leaves out is refused by name. Symbols: see model.py.
 """
 import random
 from dataclasses import dataclass
@@ -46,12 +46,12 @@ class Prefix:
 
 @dataclass
 class Suffixes:
-    """B questions with their targets, packed into one row of N tokens: no padding, no token after the last target."""
+    """B questions with their targets, packed into one sequence of N tokens: no padding, no token after the last target."""
 
     input_ids: torch.Tensor  # (N,)
     question_of: torch.Tensor  # (N,) long: b for a token of question b
     positions: torch.Tensor  # (N,) long: each question continues right behind the documents
-    packing: Packing  # of the N tokens into B rows
+    packing: Packing  # of the N tokens into B questions
     predicts: torch.Tensor  # (R,) long: the rows whose next token is a target token
     targets: torch.Tensor  # (R,) long: those target tokens
 
@@ -119,8 +119,8 @@ class ScoreHeads(Reading):
         query = wide(query[0]) * scaling
         keys, values = self.prefix.keys[layer], self.prefix.values[layer]
         own = read_own(query, key[0], value[0], self.suffixes.packing)
-        output, lse = read_both(read_prefix(query, keys, values), own)
-        rows = query[:, self.rows].view(len(keys), -1, keys.shape[-1])  # heads that share keys become rows
+        output, lse = read_both(read_prefix(query, keys, values), own)  # as the LLM does it; lse: (H, N, 1), over all that a row sees
+        rows = query[:, self.rows].view(len(keys), -1, keys.shape[-1])  # (H_kv, H / H_kv R, d): heads that share keys, stacked
         logits = (rows @ wide(keys).transpose(1, 2)).view(len(query), -1, len(self.prefix))  # (H, R, L)
         mass = ((logits - lse[:, self.rows]).exp() * self.on_source).sum(-1)  # (H, R)
         self.scores.append(mass @ self.per_row.to(mass))  # eq (6)
@@ -186,7 +186,7 @@ class Inject(Reading):
         output, _ = read_both(read_prefix(query, keys, values), own)
         if layer in self.heads_of:
             heads = torch.tensor(self.heads_of[layer], device=query.device)
-            shared = heads * len(keys) // len(query)  # the key-value head that each of them uses
+            shared = heads * len(keys) // len(query)  # (n,): head h uses key-value head h H_kv // H
             injected = self.inject(query[heads], wide(keys[shared]), wide(values[shared]), *(x[heads] for x in own))
             output = output.index_copy(0, heads, injected)
         return output[None].to(value)

@@ -9,7 +9,8 @@ same weights, held once in memory, are the frozen LLM that judges it. A saved re
 Symbols used everywhere:
 
     B questions    K documents in the pool    L tokens of the documents' prompt, the prefix    M tokens of the longest document
-    T tokens of a padded row    N tokens of all questions packed    R rows that predict a target
+    T tokens of a padded text    N tokens of all questions packed
+    row: a token's place in the LLM, and what is computed there    R rows that predict a target
     H heads    H_kv key-value heads    n injected heads of a layer    d a head's width    D the embedding's width
     tau the temperature    query_emb (B, D)    doc_emb (K, D)    scores (B, K)    weights (B, K)
 
@@ -201,7 +202,7 @@ class Retriever:
         """Lists of token ids -> (N, D) float32 (or the model's own float64), unit norm if `normalize`, with gradients to the adapters."""
         lengths = torch.tensor([len(r) for r in rows], device=self.device)
         if self.pooling == "lasttoken" and obstacle(self.llm, int(lengths.max())) is None:
-            packing = Packing(lengths)  # a causal LM: texts in one row, no padding
+            packing = Packing(lengths)  # a causal LM: texts in one sequence, no padding
             input_ids = torch.tensor([i for row in rows for i in row], device=self.device)
             hidden = forward(self.llm.base_model, ReadTexts(packing), input_ids, packing.positions).last_hidden_state[0]
             pooled = wide(hidden[lengths.cumsum(0) - 1])

@@ -264,6 +264,9 @@ def test_embeddings_that_are_not_numbers_are_refused(tmp_path, collection_folder
     class Broken:
         device = "cpu"
 
+        def set_prompt(self, *prompts):
+            assert prompts == (None, None)
+
         def encode(self, texts, kind, **_):
             return torch.full((len(texts), 4), math.nan if kind == "document" else 1.0)
 

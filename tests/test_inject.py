@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig, MistralConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config
 
 from conftest import tiny_llm
 from data import BadInput
@@ -321,6 +321,22 @@ def test_gemma3_within_its_window():
                 naive_nll(llm, input_ids, document_of, questions, target_mask, weights, heads)):
         grads.append(torch.autograd.grad(nll.sum(), weights)[0])
     assert (grads[0] - grads[1]).abs().max() <= 1e-4 * grads[1].abs().max()
+
+
+def test_longrope_within_its_original_length():
+    """Behind it a pass encodes all its positions otherwise: documents, read before, and questions would not fit together."""
+    how = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    llm = model_of(Phi3Config(**SMALL, initializer_range=0.3, pad_token_id=0, eos_token_id=1, max_position_embeddings=160,
+                              original_max_position_embeddings=32, rope_parameters=how)).requires_grad_(False)
+    input_ids, document_of, questions, target_mask, weights = pool([4, 1, 6])
+    heads = [(0, 1), (1, 3)]
+    ours = target_nll(llm, prefill(llm, input_ids, document_of), questions, target_mask, weights, heads)
+    torch.testing.assert_close(ours, naive_nll(llm, input_ids, document_of, questions, target_mask, weights, heads), atol=1e-5, rtol=0)
+    input_ids, document_of, questions, target_mask, weights = pool([9, 9, 9])
+    prefix = prefill(llm, input_ids, document_of)
+    assert len(prefix) <= 32
+    with pytest.raises(BadInput, match="phi3: positions behind 32 change how"):
+        target_nll(llm, prefix, questions, target_mask, weights, heads)
 
 
 def test_a_context_that_is_too_long_is_refused():

@@ -3,13 +3,14 @@ import json
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import adapters
 import backbones
@@ -75,6 +76,18 @@ def test_a_long_text_is_cut():
     assert made.tokenize(["abcdefghijkl"], "document") == [expected[:6]]
     assert made.tokenize(["abcdefghijkl"], "document", max_tokens=3) == [expected[:3]]
     assert made.tokenize(["abcdefghijkl"], "document", max_tokens=9) == [expected[:6]]  # its own length counts
+
+
+def test_a_language_models_tokenizer_cuts_behind_whatever_its_files_say(tmp_path):
+    """The judge reads a document's beginning, and so does the retriever, in training and afterwards."""
+    file = Path(save_tiny(tmp_path / "tiny")) / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "truncation_side": "left"}))
+    assert AutoTokenizer.from_pretrained(tmp_path / "tiny").truncation_side == "left"
+    made = Retriever.load(str(tmp_path / "tiny"), device="cpu")
+    made.add_lora(rank=2, alpha=4)
+    made.save(tmp_path / "saved")
+    for read in (made, Retriever.load(tmp_path / "saved", device="cpu")):
+        assert "start" in read.tokenizer.decode(read.tokenize(["start" + "x" * 99], "document", max_tokens=60)[0])
 
 
 def test_the_suffix_is_never_cut():
