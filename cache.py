@@ -3,8 +3,8 @@
     DIR/KEY/about.json          which retriever, in words
     DIR/KEY/DIGEST.npy          the embeddings of one chunk of texts, memory-mapped when they are read
 
-KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length);
-DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A chunk is written beside and renamed:
+KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length, and the
+files that compute it); DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A chunk is written beside and renamed:
 after a kill -9 it is there whole, or not at all.
 """
 import hashlib
@@ -48,7 +48,8 @@ def identity(retriever, kind):
     else:
         reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
-    settings = {"kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
+    code = [digest(Path(__file__).with_name(name).read_bytes()) for name in ("model.py", "attention.py")]
+    settings = {"code": code, "kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
                 "pooling": retriever.pooling, "normalize": retriever.normalize, "config": config, "tokenizer": reads,
                 "eos": tokenizer.eos_token_id, "truncation_side": tokenizer.truncation_side,
                 "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}

@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -36,10 +36,9 @@ def write_bytes(path, content):
     with replacing(path, "wb") as file:
         file.write(content)
     folder = os.open(Path(path).parent, os.O_RDONLY)
-    try:
+    with suppress(OSError):  # some file systems cannot do this with a folder
         os.fsync(folder)  # the new name is on the disk too
-    finally:
-        os.close(folder)
+    os.close(folder)
 
 
 def numbers(folder):
@@ -118,19 +117,22 @@ def code(name, found):
     return found
 
 
-def finished(folder, config):
-    """Is the run of this configuration whole? Raises BadInput, naming the first difference, if another one's is there."""
+def finished(folder, config, data):
+    """Is the run of this configuration and data (their digest) whole? Raises BadInput, naming the first difference, if another one's is there."""
     path = Path(folder) / "result.json"
     if not path.is_file():
         return False
     try:
-        there = dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+        result = json.loads(path.read_text(encoding="utf-8"))
+        there = dict(result["config"])
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"--resume: {path} is not what train.py writes; remove it") from None
     for name, value in vars(config).items():
         was = there.get(name, getattr(type(config), name))  # a flag that did not exist then has its default
         if name not in NO_MATTER and was != value:
             raise BadInput(f"--resume: --{name.replace('_', '-')} was {was!r} and is now {value!r}; the finished run in {folder} is another one")
+    if result.get("data", data) != data:  # older results do not say
+        raise BadInput(f"--resume: the data is no longer what the finished run in {folder} was trained on")
     return True
 
 
@@ -141,8 +143,9 @@ def check_out(config):
     there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise BadInput(f"--out {config.out}: {there} is not a folder that can be written to")
-    if model := next((name for name in ("config.json", "modules.json", "tokenizer_config.json") if (path / name).exists()), None):
-        raise BadInput(f"--out {config.out}: a model is there ({model}), which a run's files would change; name another folder")
+    foreign = [name for name in ("config.json", "modules.json", "tokenizer_config.json", "adapter_config.json") if (path / name).exists()]
+    if foreign and not (foreign == ["adapter_config.json"] and (path / "retriever.json").exists()):  # both: a run's own adapter
+        raise BadInput(f"--out {config.out}: a model is there ({foreign[0]}), which a run's files would change; name another folder")
     if numbers(path) and not config.resume:
         raise BadInput(f"--out {config.out}: a run was interrupted there after step {numbers(path)[0]}; go on with --resume, "
                        "choose another --out, or remove its checkpoint files")

@@ -11,7 +11,6 @@ resident memory so far. Every fault is a line, and exit code 1. Left out: how go
 import argparse
 import importlib.util
 import random
-import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from evaluate import evaluate
 from files import BadInput, check_file, command, write_json
 from inject import select_heads, target_nll
 from measure import alone
-from record import Clock, about_run
+from record import Clock, about_run, peak_mb
 from train import Run, Training, parse, train
 
 EMBEDDINGS, LOSSES, GRADIENTS = 1e-5, 1e-4, 1e-3  # the largest differences allowed; of gradients, relative to the largest
@@ -160,7 +159,7 @@ def examine(args):
     def lap(name, value):
         figures[name] = value
         clock.lap(name)
-        peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peaks[name] = peak_mb()
         print(f"{name} ({clock.seconds[name]:.0f} s, peak {peaks[name]:,} MB so far):", show(value), flush=True)
 
     run = Run(parse(["--backbone", args.backbone, "--data", args.data, "--steps", str(args.steps), "--pool", str(args.pool), "--questions",

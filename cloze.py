@@ -14,8 +14,8 @@ What makes such a row worth training on, in the order of the code:
 3. Nothing leaks: a document loses the sentences of all its rows, once for all; a sentence that stands twice in the
    corpus asks nothing; a query has no word of its target.
 
-Left out: scripts without spaces between words (Chinese, Japanese, Thai), which give next to no rows, and paraphrased
-copies of a sentence, which are not found as copies.
+Left out: scripts without spaces between words (Chinese, Japanese, Thai), which give next to no rows, those with vowels as
+marks (Hindi, Tamil), whose words are cut at them, and paraphrased copies of a sentence, which are not found as copies.
 """
 import math
 import re
@@ -32,7 +32,7 @@ FEW = 5  # in a small corpus: words of more documents are stop words, of at most
 CLEAR = 1.5  # how far a query's words must narrow the documents down, in log(documents)
 SENTENCE, NEAR, CLAUSE = (20, 20), (3, 8), (20, 21)  # how many words a query keeps at each side of its blank; a clause's end may come first
 FORMS = ("cloze", "question", "open")  # with a blank; the same and a question mark; one side of the blank alone
-LONGEST = 6  # words of a target
+LONGEST, LETTERS = 6, 40  # words of a target; letters of a word: a longer one is code or data, not language
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Document:
     def kind(self, span, places):
         """Which of KINDS a span is, or None."""
         words, first, last = self.vocabulary, span[0], span[-1]
-        if BLANK in "".join(span) or words.is_stop(first) or words.is_stop(last):
+        if BLANK in "".join(span) or max(map(len, span)) > LETTERS or words.is_stop(first) or words.is_stop(last):
             return None
         if len(span) == 1 and not any(c.isalpha() for c in first):
             return "number" if len(first) > 2 else None
@@ -268,7 +268,7 @@ def ask(document, span, s, i, rest, generator):
         a, b = window(document, s, i, j, width, generator)
         if form == "open":  # the longer side alone
             a, b = (a, i) if i - a > b - j else (j, b)
-        kept = [k for k in range(a, b) if not i <= k < j and not gives_away(words[k], secret)]
+        kept = [k for k in range(a, b) if not i <= k < j and len(words[k]) <= LETTERS and not gives_away(words[k], secret)]
         content = [k for k in kept if not vocabulary.is_stop(words[k])]
         for k in generator.sample(content, len(content)):
             fewer = [c for c in content if c != k]

@@ -13,6 +13,7 @@ have `kind` and `gain`. The same file, LLM, options and precision make the same 
 """
 import math
 import random
+import unicodedata
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,8 @@ BATCH = 8  # documents whose rows are judged together
 
 
 def read_raw(path):
-    """A corpus.jsonl, a folder that has one, or a .txt file, each also as .gz -> {id: (title, text)}. Raises BadInput."""
+    """A corpus.jsonl, a folder that has one, or a .txt file, each also as .gz -> {id: (title, text)}, an accented letter as one
+    character (NFC): with two, a word would end between them. Raises BadInput."""
     path = find_file(path, "corpus.jsonl") if Path(path).is_dir() else Path(path)
     name = path.name.removesuffix(".gz")
     if not name.endswith((".jsonl", ".txt")):
@@ -54,7 +56,7 @@ def read_raw(path):
         documents = {str(number): ("", "\n".join(own)) for number, own in enumerate(lines, 1)}
     if not documents:
         raise BadInput(f"{path}: empty")
-    return documents
+    return {id: tuple(unicodedata.normalize("NFC", part) for part in texts) for id, texts in documents.items()}
 
 
 class Judge:

@@ -8,6 +8,7 @@ import sys
 
 from data import flat
 from files import BadInput
+from processes import processes
 
 
 def visible(prompts, text):
@@ -37,7 +38,8 @@ def readable(examples, corpus, prompts, cut_targets):
     if lost:
         say += (f"; {len(lost)} of {len(examples)} targets are cut off with them, " +
                 ("and their examples left out" if cut_targets == "drop" else "and teach dream nothing (--cut-targets drop)"))
-    print(say, file=sys.stderr)
+    if processes()[0] == 0:
+        print(say, file=sys.stderr)
     if lost and cut_targets == "drop":
         missing = set(map(id, lost))
         examples = [e for e in examples if id(e) not in missing]

@@ -310,6 +310,8 @@ def main(argv=None):
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the merged weights "
                         "(default: %(default)s, which keeps the embeddings)")
     args = parser.parse_args(argv)
+    if args.adapter_only and args.dtype != "float32":
+        raise BadInput("--dtype is of merged weights; an adapter alone is float32")
     difference = export(args.run, args.out, args.adapter_only, args.dtype)
     size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:,.1f} MB; read again, embeddings differ from {args.run}'s by at most {difference:.1e}")

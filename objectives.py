@@ -41,9 +41,9 @@ def dream_loss(run, llm, pool, scores):
 def infonce_loss(run, llm, pool, scores):
     """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): cross-entropy on the source document."""
     source = pool.source
-    others = torch.tensor([[run.corpus[d] in run.answers[e.query] for d in pool.documents] for e in pool.examples])  # (B, K)
-    others[torch.arange(len(source)), source] = False  # the source's copies, and other rows' sources for this question, are no negatives
-    return F.cross_entropy((scores / run.temperature).masked_fill(others.to(scores.device), -torch.inf), source.to(scores.device))
+    also_right = torch.tensor([[run.corpus[d] in run.sources_of[e.query] for d in pool.documents] for e in pool.examples])  # (B, K)
+    also_right[torch.arange(len(source)), source] = False  # the source's copies, and other rows' sources for this question, are no negatives
+    return F.cross_entropy((scores / run.temperature).masked_fill(also_right.to(scores.device), -torch.inf), source.to(scores.device))
 
 
 def replug_loss(run, llm, pool, scores):

@@ -11,10 +11,12 @@ from files import BadInput
 
 def start_processes(device="auto"):
     """Join the other processes where torchrun started this one; NCCL between GPUs, gloo between CPUs. Raises BadInput."""
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
         return
     if device not in ("auto", "cuda", "cpu"):
         raise BadInput(f"--device {device}: under torchrun each process takes the GPU of its place; use cuda, cpu or auto")
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise BadInput(f"WORLD_SIZE is set, and {missing[0]} is not: several processes are started by torchrun")
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
         place = int(os.environ["LOCAL_RANK"])

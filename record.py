@@ -34,6 +34,11 @@ def commit():
     return git.stdout.strip() or None
 
 
+def peak_mb():
+    """The most memory that this process has had resident so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024**2 if sys.platform == "darwin" else 1024)  # macOS counts bytes, Linux KB
+
+
 def about_run(script, argv, device=None):
     """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line).
 
@@ -43,7 +48,7 @@ def about_run(script, argv, device=None):
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
         "hardware": gpu or f"{processor()}, {os.cpu_count()} cores",
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,  # resident, on Linux
+        "peak_mb": peak_mb(),
         "commit": commit(),
         "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
     }

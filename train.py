@@ -53,8 +53,7 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.corpus, self.examples = load_corpus(config.data), load_examples(config.data)
-        judged = config.data if find_qrels(config.data, "test").is_file() else ""
-        self.collections = load_collections(config.eval or judged)
+        self.collections = load_collections(config.eval or (config.data if find_qrels(config.data, "test").is_file() else ""))
         self.retriever = Retriever.load(config.backbone, config.device, config.dtype)
         if self.retriever.adapters():
             raise BadInput(f"--backbone {config.backbone}: a trained retriever; python export.py makes a backbone of it")
@@ -75,7 +74,7 @@ class Run:
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
         self.heads, self.rows, self.temperature, self.embeddings = None, {}, config.temperature, set()
         self.check()
-        self.answers = sources(self.corpus, self.examples)  # for infonce
+        self.sources_of = sources(self.corpus, self.examples)  # question -> the texts of all its sources, for infonce
         for line in unfulfilled(self) if processes()[0] == 0 else ():
             print(line, file=sys.stderr)
         self.order = ordered(self.corpus, self.examples, config.order)  # of documents, for make_pools
@@ -92,8 +91,8 @@ class Run:
         """The LLM's side of a pool: documents (ids) read once, questions and targets as token ids."""
         input_ids, document_of = self.prompts.context([self.corpus[d] for d in documents])
         prefix = prefill(llm, input_ids.to(llm.device), document_of.to(llm.device))
-        questions, target_mask = self.prompts.suffixes(examples)
-        return prefix, questions.to(llm.device), target_mask.to(llm.device)
+        input_ids, target_mask = self.prompts.suffixes(examples)
+        return prefix, input_ids.to(llm.device), target_mask.to(llm.device)
 
     def check(self):
         """Report documents and targets that are cut for the LLM; raise BadInput unless the LLM has the heads and the longest pool fits it."""
@@ -102,7 +101,7 @@ class Run:
         documents.sort(key=lambda d: self.prompts.context([d])[0].shape[1], reverse=True)
         if self.prompts.truncated:
             self.examples = readable(self.examples, self.corpus, self.prompts, config.cut_targets)
-        self.tokenize([documents[0]], "document")  # or BadInput: no room beside the prompt
+        self.tokenize([documents[0]], "document"), self.tokenize([self.examples[0].query], "query")  # or BadInput: no room beside the prompt
         if config.objective == "infonce":
             return
         together = config.pool * (processes()[1] if config.gather else 1) if config.objective in INJECTS else 1
@@ -142,22 +141,23 @@ class Run:
     def step(self, pool, own=slice(None)):
         """One forward and backward pass -> the pool's record; gradients are added to the adapters'.
 
-        own: which of the pool's documents this process embeds, where processes share a pool (--gather).
+        The backward pass has two parts, through the judge as far as the embeddings, then through the retriever: so texts can be
+        embedded a few at a time. own: which of the pool's documents this process embeds, where processes share a pool (--gather).
         """
         c, retriever = self.config, self.retriever
         queries = self.tokenize([e.query for e in pool.examples], "query")
         documents = self.tokenize([self.corpus[d] for d in pool.documents[own]], "document")
-        embeddings, back = retriever.embed_apart(queries + documents, c.embed_chunk)
+        embeddings, backward = retriever.embed_apart(queries + documents, c.embed_chunk)
         query_emb, doc_emb = embeddings.split([len(queries), len(documents)])
         doc_emb = everyone(doc_emb) if c.gather else doc_emb  # (K, D)
-        query_emb, doc_emb = query_emb.requires_grad_(), doc_emb.requires_grad_()  # here a graph of their own begins
+        query_emb, doc_emb = query_emb.requires_grad_(), doc_emb.requires_grad_()  # leaves: the judge's backward pass ends here
         scores = query_emb @ doc_emb.T  # (B, K)  # eq (1)
         scores.retain_grad()
         with self.judge() as llm:
             loss = OBJECTIVES[c.objective](self, llm, pool, scores)
             loss.backward()  # through the LLM, as far as the embeddings
         doc_grad = own_share(doc_emb.grad) if c.gather else doc_emb.grad
-        back(torch.cat([query_emb.grad, doc_grad]))  # and on through the retriever
+        backward(torch.cat([query_emb.grad, doc_grad]))  # and on through the retriever
         source = pool.source.to(scores.device)
         weights = document_weights(scores.detach(), self.temperature)
         return {"loss": loss.item(),
@@ -167,7 +167,7 @@ class Run:
             "agreement": (scores.grad.argmin(1) == source).float().mean().item(),  # the loss asks for the source's score to rise most
             "spread": 1 - doc_emb.detach().mean(0).square().sum().item()}  # 1 - |mean|^2: 0 when all vectors are one
 
-    def steps(self):
+    def shares(self):
         """Endless (pool, own) for step(): this process's pools, or with --gather its part of everybody's pool."""
         stream, (place, size) = self.pools(self.config.seed), processes()
         while True:
@@ -209,7 +209,7 @@ class Training:
         self.optimizer.param_groups[0]["lr"] = learning_rate(config, number)
         self.run.temperature = temperature(config, number)
         records, self.documents = [self.run.step(*pool) for pool in pools], len(pools[0][0].documents)
-        values = torch.tensor([[*record.values(), stop.asked] for record in records], dtype=torch.float64).mean(0)
+        values = torch.tensor([[*record.values(), stop.asked] for record in records], dtype=torch.float64).mean(0)  # one process asks, all stop
         *values, stop.agreed = average(self.parameters, values, config.accumulate).tolist()
         record = dict(zip(records[0], values))
         record["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip).item()
@@ -230,10 +230,10 @@ def train(run, log=lambda record: None, save=None, training=None):
     keep = save or (lambda training: None)
     training, config = training or Training(run), run.config
     done, warned = len(training.curve), None
-    steps = itertools.islice(run.steps(), done * config.accumulate, None)  # a resumed run goes on where the stream was
+    shares = itertools.islice(run.shares(), done * config.accumulate, None)  # a resumed run goes on where the stream was
     with Stop() as stop, tqdm(total=config.steps, initial=done, desc="training", unit="step", disable=processes()[0] > 0) as bar:
         while len(training.curve) < config.steps:
-            pools = [next(steps) for _ in range(config.accumulate)]
+            pools = [next(shares) for _ in range(config.accumulate)]
             try:
                 record = training.step(pools, stop)
             except BadInput:
@@ -272,6 +272,7 @@ def main(argv=None):
     run = Run(config)
     clock.lap("load")
     with claim(config.out) if first else contextlib.nullcontext(Path(config.out)) as out:
+        check_out(config)  # again: what was stopped there may have left its checkpoint since
         carry_out(run, out, first, clock, argv)
     end_processes()
 
@@ -279,7 +280,7 @@ def main(argv=None):
 def carry_out(run, out, first, clock, argv):
     """Everything between loading and the table: measure, choose heads or resume, train, save, measure again."""
     config, training, own = run.config, Training(run), identity(run)
-    done = config.resume and finished(out, config)
+    done = config.resume and finished(out, config, own["the data"])
     tensors, about = newest_checkpoint(out, own) if config.resume and not done else (None, None)
     found = everyone(torch.tensor([[done, about["step"] if about else 0]]))  # (processes, 2)
     if len(found.unique(dim=0)) > 1:
@@ -321,7 +322,7 @@ def carry_out(run, out, first, clock, argv):
     after = measured(run, out)
     clock.lap("evaluate after")
     if first:
-        report(run, training, out, before, after, clock, argv)
+        report(run, training, out, before, after, clock, argv, own["the data"])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class WrongLabels(Run):
 
     def __init__(self, config):
         super().__init__(config)
-        self.answers = dict.fromkeys(self.answers, ())  # or infonce would spare the right document
+        self.sources_of = dict.fromkeys(self.sources_of, ())  # or infonce would spare the right document
 
     def choose_heads(self):
         self.choosing = True

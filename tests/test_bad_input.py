@@ -300,7 +300,7 @@ def test_a_model_that_predicts_no_next_token_cannot_judge(flags, out, tmp_path):
     assert "cannot load the backbone" in refused(train.main, out, *flags, "--llm", tmp_path / "bert")
 
 
-@pytest.mark.parametrize("name", ["config.json", "modules.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "modules.json", "tokenizer_config.json", "adapter_config.json"])
 def test_a_model_s_folder_is_no_place_for_a_run(flags, tmp_path, name):
     """Its files would be read with the run's: an exported tokenizer, for one, appends the suffix once more."""
     (tmp_path / name).write_text("{}")

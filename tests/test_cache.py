@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, RobertaForMaskedLM
 
+import cache
 import evaluate
 from cache import Cache, digest, identity
-from conftest import tiny_llm, tiny_tokenizer
+from conftest import ROOT, tiny_llm, tiny_tokenizer
 from data import BadInput, Collection
 from model import Retriever
 
@@ -69,6 +70,16 @@ def test_other_weights_other_tokens_and_other_kinds_have_other_keys():
     moved = retriever()
     moved.llm.config._name_or_path = "elsewhere"
     assert identity(moved, "document") in keys
+
+
+def test_other_code_has_other_keys(tmp_path, monkeypatch):
+    before = identity(retriever(), "document")
+    for name in ("model.py", "attention.py"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
+    assert identity(retriever(), "document") == before
+    (tmp_path / "model.py").write_bytes((ROOT / "model.py").read_bytes() + b"\n# changed")
+    assert identity(retriever(), "document") != before
 
 
 def test_texts_are_told_apart_wherever_they_are_cut():

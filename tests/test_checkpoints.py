@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, and a resumed run equals the one that nobody interrupted, to the last bit."""
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,19 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         write_checkpoint(tmp_path, 2, tensors(2), RUN)
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1.json", "checkpoint-1.safetensors"]
+    assert newest_checkpoint(tmp_path, {})[1]["step"] == 1
+
+
+def test_a_file_system_that_cannot_flush_a_folder_has_checkpoints_too(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    written(tmp_path, 1)
     assert newest_checkpoint(tmp_path, {})[1]["step"] == 1
 
 

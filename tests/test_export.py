@@ -74,6 +74,12 @@ def agree(sentence_transformers, measured, folder, made, texts=TEXTS, what=MERGE
     return theirs
 
 
+def test_an_adapter_alone_has_no_precision_to_choose(tmp_path):
+    with pytest.raises(BadInput, match="--dtype is of merged weights"):
+        main([str(tmp_path / "run"), str(tmp_path / "out"), "--adapter-only", "--dtype", "bfloat16"])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("form", [[], ["--adapter-only"]])
 def test_sentence_transformers_opens_it_with_the_same_embeddings(sentence_transformers, measured, kind, form, tmp_path, capsys):
     made = train(tmp_path, kind)

@@ -112,7 +112,7 @@ def test_infonce_does_not_push_away_what_answers_too(pooled, how):
     first, other = (next(e for e in run.examples if e.document == d) for d in ("d1", "d0"))
     run.corpus["copy"] = run.corpus["d1"] if how == "copy" else "Another text."
     if how != "copy":
-        run.answers = sources(run.corpus, [*run.examples, Example(first.query, "another target", "copy"), first])
+        run.sources_of = sources(run.corpus, [*run.examples, Example(first.query, "another target", "copy"), first])
     scores = torch.tensor([[.1, .2, .3, .4], [.4, .1, .2, .3]])
     loss = objectives.infonce_loss(run, None, Pool(["d0", "d1", "d2", "copy"], [first, other]), scores).item()
     logits = scores.double() / 0.5

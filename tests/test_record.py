@@ -28,6 +28,14 @@ def test_the_hardware_is_what_computed(monkeypatch):
     assert told[None] == "The first" and told["cuda:1"] == "The second" and told["cpu"].endswith(" cores")
 
 
+def test_memory_is_counted_in_bytes_on_macos(monkeypatch):
+    monkeypatch.setattr(record.resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=3 * 1024**2))
+    monkeypatch.setattr(record.sys, "platform", "linux")
+    assert record.peak_mb() == 3 * 1024
+    monkeypatch.setattr(record.sys, "platform", "darwin")
+    assert record.peak_mb() == 3
+
+
 def test_the_commit_is_that_of_the_start(monkeypatch):
     now = types.SimpleNamespace(stdout="first\n")
     monkeypatch.setattr(record.subprocess, "run", lambda *command, **how: now)

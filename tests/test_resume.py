@@ -253,6 +253,23 @@ def test_a_second_run_into_the_same_folder_is_refused(flags, tmp_path, monkeypat
     assert (tmp_path / "run" / "result.json").is_file()
 
 
+def test_a_run_that_is_stopped_while_the_next_one_loads_is_not_lost(flags, tmp_path, monkeypatch):
+    """It writes its checkpoint when its step is done, and only then lets go of the folder."""
+    out, load = tmp_path / "run", train.Run
+
+    def loading(config):
+        run = load(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "Run", load)
+            interrupted([*flags, "--steps", "6"], out, 3, patch)
+        return run
+
+    monkeypatch.setattr(train, "Run", loading)
+    with pytest.raises(BadInput, match="a run was interrupted there after step 3"):
+        train.main([*flags, "--steps", "4", "--out", str(out)])
+    assert checkpoints.numbers(out) == [3, 2]
+
+
 def test_the_schedule_and_evaluation_leave_training_alone(flags, tmp_path):
     """Measuring on more collections, and saving more often, changes no step."""
     flags = [*flags, "--steps", "4"]
@@ -293,9 +310,15 @@ def test_a_finished_run_is_left_alone(flags, tmp_path, capsys):
     assert "nothing to resume" in capsys.readouterr().out
     with pytest.raises(BadInput, match="--resume: --lr was 0.001 and is now 0.5"):
         train.main([*flags, "--lr", ".5", "--resume"])
+    rows = tmp_path / "collection" / "train.jsonl"
+    kept = rows.read_text()
+    rows.write_text(kept.replace("Which colour", "What colour", 1))
+    with pytest.raises(BadInput, match="--resume: the data is no longer what the finished run in .* was trained on"):
+        train.main([*flags, "--resume"])
+    rows.write_text(kept)
     path = tmp_path / "run" / "result.json"
     result = json.loads(path.read_text())
-    del result["config"]["clip"]  # as before there was such a flag
+    del result["config"]["clip"], result["data"]  # as before there was such a flag, and the data's digest
     path.write_text(json.dumps(result))
     before["result.json"] = path.read_bytes()
     train.main([*flags, "--resume"])

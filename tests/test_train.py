@@ -86,7 +86,7 @@ def test_a_gradient_is_recorded_before_it_is_clipped(tiny_folder, collection_fol
         training.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(math.sqrt(sum(
             float(p.grad.square().sum()) for p in optimizer.param_groups[0]["params"]))))
         with Stop() as stop:
-            norms.append(training.step([next(training.run.steps())], stop)["gradient_norm"])
+            norms.append(training.step([next(training.run.shares())], stop)["gradient_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-6) == pytest.approx(used[0], rel=1e-4)
     assert used[1] == pytest.approx(1e-3, rel=1e-2) and norms[0] > 0.01
 
@@ -344,6 +344,11 @@ def test_queries_may_have_a_prompt_of_their_own(tiny_folder, collection_folder, 
         assert made.tokenize(["a box"], "document") == [ids('This sentence : "a box', SUFFIX)]
     run = tiny_run(tiny_folder, collection_folder, "--prompt", "say: {text} now", "--query-prompt", "ask: {text} now")
     assert run.tokenize(["a box"], "query") == [ids("ask: a box", " now")] and run.tokenize(["a box"], "document") == [ids("say: a box", " now")]
+
+
+def test_a_query_prompt_that_leaves_no_room_is_refused_at_once(tiny_folder, collection_folder):
+    with pytest.raises(BadInput, match="512 tokens leave no room for a text"):
+        tiny_run(tiny_folder, collection_folder, "--query-prompt", "x" * 600 + '{text}" means in one word: "')
 
 
 def test_a_pool_shared_by_one_process_is_its_own(tiny_folder, collection_folder):
