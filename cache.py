@@ -3,8 +3,8 @@
     DIR/KEY/about.json          which retriever, in words
     DIR/KEY/DIGEST.npy          the embeddings of one chunk of texts, memory-mapped when they are read
 
-KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length, and the
-files that compute it); DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A chunk is written beside and renamed:
+KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length, torch and
+transformers, model.py and attention.py); DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A chunk is written beside and renamed:
 after a kill -9 it is there whole, or not at all.
 """
 import hashlib
@@ -49,7 +49,7 @@ def identity(retriever, kind):
         reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
     code = [digest(Path(__file__).with_name(name).read_bytes()) for name in ("model.py", "attention.py")]
-    settings = {"code": code, "kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
+    settings = {"code": code, "torch": torch.__version__, "kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
                 "pooling": retriever.pooling, "normalize": retriever.normalize, "config": config, "tokenizer": reads,
                 "eos": tokenizer.eos_token_id, "truncation_side": tokenizer.truncation_side,
                 "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
@@ -79,7 +79,7 @@ class Cache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 others = [p for p in self.folder.iterdir() if p.is_dir() and p not in self.kinds.values()]
                 if self.tell and others and not folder.is_dir():
-                    print(f"{self.folder}: has embeddings of other models or settings, which are left alone; "
+                    print(f"{self.folder}: has embeddings of other models, settings or code, which are left alone; "
                           f"{kind} embeddings of {self.retriever.name} are made anew", file=sys.stderr)
                 folder.mkdir(exist_ok=True)  # another process may be first
             except OSError as error:

@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,13 +32,17 @@ NO_MATTER = ("out", "resume", "save_every", "plot")  # flags that change no resu
 
 
 def write_bytes(path, content):
-    """Replace a file by one that is on the disk: after a crash it is the old one or the new one. Raises BadInput."""
+    """Replace a file by one that is on the disk, and its name with it where the file system can: after a crash it is the old one or
+    the new one. Raises BadInput."""
     with replacing(path, "wb") as file:
         file.write(content)
     folder = os.open(Path(path).parent, os.O_RDONLY)
-    with suppress(OSError):  # some file systems cannot do this with a folder
-        os.fsync(folder)  # the new name is on the disk too
-    os.close(folder)
+    try:
+        os.fsync(folder)
+    except OSError:  # some file systems cannot do this with a folder
+        pass
+    finally:
+        os.close(folder)
 
 
 def numbers(folder):
@@ -117,8 +121,8 @@ def code(name, found):
     return found
 
 
-def finished(folder, config, data):
-    """Is the run of this configuration and data (their digest) whole? Raises BadInput, naming the first difference, if another one's is there."""
+def finished(folder, config, data_digest):
+    """Is the run of this configuration and data whole? Raises BadInput, naming the first difference, if another one's is there."""
     path = Path(folder) / "result.json"
     if not path.is_file():
         return False
@@ -131,7 +135,7 @@ def finished(folder, config, data):
         was = there.get(name, getattr(type(config), name))  # a flag that did not exist then has its default
         if name not in NO_MATTER and was != value:
             raise BadInput(f"--resume: --{name.replace('_', '-')} was {was!r} and is now {value!r}; the finished run in {folder} is another one")
-    if result.get("data", data) != data:  # older results do not say
+    if result.get("data_digest", data_digest) != data_digest:  # older results do not say
         raise BadInput(f"--resume: the data is no longer what the finished run in {folder} was trained on")
     return True
 

@@ -15,7 +15,7 @@ What makes such a row worth training on, in the order of the code:
    corpus asks nothing; a query has no word of its target.
 
 Left out: scripts without spaces between words (Chinese, Japanese, Thai), which give next to no rows, those with vowels as
-marks (Hindi, Tamil), whose words are cut at them, and paraphrased copies of a sentence, which are not found as copies.
+marks (Hindi, Tamil, Hebrew with points), whose words end at them, and paraphrased copies of a sentence, which are not found as copies.
 """
 import math
 import re
@@ -32,7 +32,7 @@ FEW = 5  # in a small corpus: words of more documents are stop words, of at most
 CLEAR = 1.5  # how far a query's words must narrow the documents down, in log(documents)
 SENTENCE, NEAR, CLAUSE = (20, 20), (3, 8), (20, 21)  # how many words a query keeps at each side of its blank; a clause's end may come first
 FORMS = ("cloze", "question", "open")  # with a blank; the same and a question mark; one side of the blank alone
-LONGEST, LETTERS = 6, 40  # words of a target; letters of a word: a longer one is code or data, not language
+LONGEST, LETTERS = 6, 40  # words of a target; letters of a word: a longer one is nearly always code or data
 
 
 @dataclass
@@ -214,8 +214,7 @@ def gives_away(word, target):
     >>> gives_away("Seurat's", "Georges Seurat"), gives_away("banking", "bank"), gives_away("art", "artist")
     (True, True, False)
     """
-    return any(p == t or (min(len(p), len(t)) > 3 and (p.startswith(t) or t.startswith(p)))
-               for p in pieces(word) for t in pieces(target))
+    return any(p == t or (min(len(p), len(t)) > 3 and (p.startswith(t) or t.startswith(p))) for p in pieces(word) for t in pieces(target))
 
 
 def stands_in(text, target):
@@ -262,7 +261,8 @@ def ask(document, span, s, i, rest, generator):
     vocabulary, j = document.vocabulary, i + len(span)
     words = [w[0] for w in document.words[s]]
     secret = " ".join(w for w in span if not vocabulary.is_stop(w))
-    title = "" if len(document.words[-1]) > 8 or gives_away(document.title, secret) else document.title
+    title, lengths = document.title, [len(w[0]) for w in document.words[-1]]
+    title = "" if len(lengths) > 8 or max(lengths, default=0) > LETTERS or gives_away(title, secret) else title
     drawn = generator.choice((SENTENCE, NEAR, CLAUSE)), generator.choice(FORMS), generator.choice((0, 0.5))
     for width, form, dropped, prefix in ((*drawn, ""), (SENTENCE, "question", 0, ""), (SENTENCE, "question", 0, title)):
         a, b = window(document, s, i, j, width, generator)

@@ -41,7 +41,7 @@ class Config:
     neighbours: int = option(2, "documents of a pool that stand together")
     order: str = option("file", "what stands together: the corpus file's order, or a chain of BM25 neighbours", choices=("file", "bm25"))
     prompt: str = option("", "what the retriever reads of a text, which is {text} in it; empty: PromptEOL's, or the backbone's own files'")
-    query_prompt: str = option("", "another one for queries, which ends as the documents'")
+    query_prompt: str = option("", "another prompt for queries, with the same behind its {text} as documents have; empty: theirs")
     document_tokens: int = option(128, "documents are cut here in training, the retriever's with its prompt; it reads its own length (512) at most")
     cut_targets: str = option("keep", "examples whose target is cut off with its document", choices=("keep", "drop"))
     steps: int = option(12, "optimiser steps")

@@ -32,8 +32,9 @@ BATCH = 8  # documents whose rows are judged together
 
 
 def read_raw(path):
-    """A corpus.jsonl, a folder that has one, or a .txt file, each also as .gz -> {id: (title, text)}, an accented letter as one
-    character (NFC): with two, a word would end between them. Raises BadInput."""
+    """A corpus.jsonl, a folder that has one, or a .txt file, each also as .gz -> {id: (title, text)}. Raises BadInput.
+
+    In NFC: an accented letter is one character where Unicode has it, or a word would end between the letter and its accent."""
     path = find_file(path, "corpus.jsonl") if Path(path).is_dir() else Path(path)
     name = path.name.removesuffix(".gz")
     if not name.endswith((".jsonl", ".txt")):

@@ -184,7 +184,7 @@ def parse(argv=None):
     parser.add_argument("--out", help="write the metrics here, as JSON")
     parser.add_argument("--cache", help="a folder to keep embeddings in: encoded once, resumable")
     parser.add_argument("--prompt", help="how an untrained backbone reads a text, such as 'query: {text}' (default: PromptEOL's)")
-    parser.add_argument("--query-prompt", help="another one for queries, which ends as the documents'")
+    parser.add_argument("--query-prompt", help="another prompt for queries, with the same behind its {text} as documents have (default: theirs)")
     parser.add_argument("--max-tokens", type=int, help="cut texts here (default: what the model's own files say)")
     parser.add_argument("--plot", metavar="FILE", help="draw nDCG@10 here, beside BM25's (.png, .svg or .pdf; pip install matplotlib)")
     parser.add_argument("--drop-self", action="store_true", help="leave out the document that has the query's own id")

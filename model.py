@@ -10,7 +10,7 @@ Symbols used everywhere:
 
     B questions    K documents in the pool    L tokens of the documents' prompt, the prefix    M tokens of the longest document
     T tokens of a padded text    N tokens of all questions packed
-    row: a token's place in the LLM, and what is computed there    R rows that predict a target
+    row: a token's place in the LLM's attention    R rows that predict a target
     H heads    H_kv key-value heads    n injected heads of a layer    d a head's width    D the embedding's width
     tau the temperature    query_emb (B, D)    doc_emb (K, D)    scores (B, K)    weights (B, K)
 
@@ -171,8 +171,8 @@ class Retriever:
         self.prompt_tokens = dict(zip(self.prompts, map(len, ids)))
 
     def set_prompt(self, prompt=None, query_prompt=None):
-        """A `prompt` for both kinds, another for queries, or None: as it was. {text} stands in each once; what follows it is
-        the same for both kinds, because the tokenizer of an exported model puts it behind every text. Raises BadInput."""
+        """A `prompt` for both kinds, and another for queries; without either nothing changes. {text} stands in each once; what follows
+        it is the same for both kinds, because the tokenizer of an exported model puts it behind every text. Raises BadInput."""
         if prompt is not None:
             before, suffix = around("--prompt", prompt)
             self.read_as(dict.fromkeys(PROMPTS, before), suffix)

@@ -124,7 +124,7 @@ def read_bars(groups):
         if "metrics" in result:
             found = {"BM25" if result.get("model") == "bm25" else name: result["metrics"]}
         else:
-            base = tuple(result["config"].get(name) or "" for name in ("backbone", "prompt", "query_prompt"))  # what the untrained retriever depends on
+            base = tuple(result["config"].get(flag) or "" for flag in ("backbone", "prompt", "query_prompt"))  # what the untrained retriever depends on
             untrained = bases.setdefault(base, f"{name}, untrained" if bases else "untrained")
             found = {"BM25": result.get("bm25", {}), untrained: result["before"], name: result["after"]}
         for label, measured in found.items():

@@ -26,13 +26,13 @@ def measured(run, out):
     return found
 
 
-def report(run, training, out, before, after, clock, argv, data):
-    """Write result.json, and print the table. data: the digest of what was trained on."""
+def report(run, training, out, before, after, clock, argv, data_digest):
+    """Write result.json, and print the table. data_digest: of what was trained on."""
     config, bm25 = run.config, {name: evaluate(BM25(), c) for name, c in run.collections.items()}
     clock.lap("evaluate bm25")
     write_json(out / "result.json", {
         "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": clock.seconds,
-        **about_run("train.py", argv, run.retriever.device), "processes": processes()[1], "data": data, "curve": training.curve})
+        **about_run("train.py", argv, run.retriever.device), "processes": processes()[1], "data_digest": data_digest, "curve": training.curve})
     for left in set((out / "embeddings").glob("*/about.json")) if not config.resume else ():
         if left.parent not in run.embeddings:  # of an earlier run
             shutil.rmtree(left.parent)

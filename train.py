@@ -72,7 +72,7 @@ class Run:
             if config.compile:
                 compile_layers(llm)
         self.prompts = Prompts(llm_tokenizer, config.document_tokens)
-        self.heads, self.rows, self.temperature, self.embeddings = None, {}, config.temperature, set()
+        self.heads, self.ids, self.temperature, self.embeddings = None, {}, config.temperature, set()
         self.check()
         self.sources_of = sources(self.corpus, self.examples)  # question -> the texts of all its sources, for infonce
         for line in unfulfilled(self) if processes()[0] == 0 else ():
@@ -84,8 +84,7 @@ class Run:
         return contextlib.nullcontext(self.own_llm) if self.own_llm else self.retriever.adapters_off()
 
     def pools(self, seed):
-        c = self.config
-        return make_pools(self.examples, self.order, c.pool, c.questions, c.neighbours, seed)
+        return make_pools(self.examples, self.order, self.config.pool, self.config.questions, self.config.neighbours, seed)
 
     def read(self, llm, documents, examples):
         """The LLM's side of a pool: documents (ids) read once, questions and targets as token ids."""
@@ -101,7 +100,8 @@ class Run:
         documents.sort(key=lambda d: self.prompts.context([d])[0].shape[1], reverse=True)
         if self.prompts.truncated:
             self.examples = readable(self.examples, self.corpus, self.prompts, config.cut_targets)
-        self.tokenize([documents[0]], "document"), self.tokenize([self.examples[0].query], "query")  # or BadInput: no room beside the prompt
+        for text, kind in ((documents[0], "document"), (self.examples[0].query, "query")):
+            self.tokenize([text], kind)  # or BadInput: no room beside the prompt
         if config.objective == "infonce":
             return
         together = config.pool * (processes()[1] if config.gather else 1) if config.objective in INJECTS else 1
@@ -133,10 +133,10 @@ class Run:
     def tokenize(self, texts, kind):
         """Texts -> lists of token ids for the retriever; each text is tokenized once in a run."""
         for text in texts:
-            if (kind, text) not in self.rows:
+            if (kind, text) not in self.ids:
                 limit = self.config.document_tokens if kind == "document" else None
-                self.rows[kind, text] = self.retriever.tokenize([text], kind, limit)[0]
-        return [self.rows[kind, text] for text in texts]
+                self.ids[kind, text] = self.retriever.tokenize([text], kind, limit)[0]
+        return [self.ids[kind, text] for text in texts]
 
     def step(self, pool, own=slice(None)):
         """One forward and backward pass -> the pool's record; gradients are added to the adapters'.

@@ -28,6 +28,7 @@ def run_variant(kind, script, flags, argv=None):
     clock, run = Clock(), kind(config)
     clock.lap("load")
     with claim(config.out) as out:
+        check_out(config)  # again: what was stopped there may have left its checkpoint since
         with run.retriever.adapters_off():
             before = measured(run, out)
         clock.lap("evaluate before")

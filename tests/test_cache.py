@@ -78,8 +78,10 @@ def test_other_code_has_other_keys(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
     assert identity(retriever(), "document") == before
-    (tmp_path / "model.py").write_bytes((ROOT / "model.py").read_bytes() + b"\n# changed")
-    assert identity(retriever(), "document") != before
+    for name in ("model.py", "attention.py"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes() + b"\n# changed")
+        assert identity(retriever(), "document") != before
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
 
 
 def test_texts_are_told_apart_wherever_they_are_cut():

@@ -163,18 +163,17 @@ def test_a_hand_worked_document():
 
 def test_what_no_language_has_as_a_word_is_neither_asked_nor_asked_for():
     """A key or a dump of hundreds of characters: the LLM would read a question of so many tokens."""
-    blob = "0f" * 300
+    blob, name = "f0" * 300, "fc" * 300
     text = f"Vik is a village in Norway. The church of Vik is built of wood {blob} and stone. It has 3,000 people. People say {blob} there."
     others = {"b": ("", "The Eiffel Tower stands in Paris. It was built in 1889.")} | {str(i): ("", f"Number {i} is filler.") for i in range(60)}
     for seed in range(12):
-        rows = make_rows(Document("a", "", text, Words({"a": ("", text), **others})), 3, lambda text: text, random.Random(seed))
+        rows = make_rows(Document("a", name, text, Words({"a": (name, text), **others})), 3, lambda text: text, random.Random(seed))
         assert rows and all(len(r.query) < 120 and r.target == "Vik" for r in rows)
 
 
 def test_letters_are_one_character_each(tmp_path):
     """However they were typed: PDFs and macOS have an accent as a character of its own, at which a word would end."""
-    write_texts = json.dumps({"_id": "u\u0308", "title": "Mu\u0308ller", "text": "Cafe\u0301"})
-    (tmp_path / "corpus.jsonl").write_text(write_texts)
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"_id": "u\u0308", "title": "Mu\u0308ller", "text": "Cafe\u0301"}))
     assert corpus.read_raw(tmp_path) == {"u\u0308": ("M\u00fcller", "Caf\u00e9")}
 
 

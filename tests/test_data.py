@@ -304,19 +304,19 @@ def test_the_order_decides_who_are_neighbours():
 
 
 def test_pools_are_made_of_neighbours():
-    """Every pass deals all 24 documents out, in runs of 4 that are adjacent in the corpus (taken as a ring)."""
+    """Every pass deals all 24 documents out, in groups of 4 that are adjacent in the corpus (taken as a ring)."""
     examples, corpus = world([2] * 24)
     order = [d for d in corpus if d.startswith("s")]
-    runs = [{order[(cut + i) % 24] for i in range(4)} for cut in range(24)]
+    groups = [{order[(cut + i) % 24] for i in range(4)} for cut in range(24)]
     pools = [set(p.documents) for p in islice(make_pools(examples, list(corpus), 8, 8, neighbours=4), 150)]
     cuts = Counter()
     for dealt in zip(pools[0::3], pools[1::3], pools[2::3]):
         assert set().union(*dealt) == set(order)
-        fits = [cut for cut in range(4) if all(run <= p or not run & p for run in runs[cut::4] for p in dealt)]
+        fits = [cut for cut in range(4) if all(group <= p or not group & p for group in groups[cut::4] for p in dealt)]
         assert fits
         cuts.update(fits[:1])
-    assert len(cuts) == 4, "every pass cuts the runs elsewhere"
-    assert len(set(map(frozenset, pools))) > 24, "runs meet different runs"
+    assert len(cuts) == 4, "every pass cuts the groups elsewhere"
+    assert len(set(map(frozenset, pools))) > 24, "groups meet different groups"
 
 
 @pytest.mark.parametrize("first", ["", "<eos>"])  # a tokenizer's own first token stands once, before everything

@@ -129,6 +129,7 @@ def test_a_gpu_is_not_named_for_several_processes(monkeypatch):
 def test_processes_that_torchrun_did_not_start_are_told_so(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(BadInput, match="WORLD_SIZE is set, and LOCAL_RANK is not: several processes are started by torchrun"):
         start_processes("cpu")
     monkeypatch.setenv("WORLD_SIZE", "")

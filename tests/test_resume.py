@@ -318,7 +318,7 @@ def test_a_finished_run_is_left_alone(flags, tmp_path, capsys):
     rows.write_text(kept)
     path = tmp_path / "run" / "result.json"
     result = json.loads(path.read_text())
-    del result["config"]["clip"], result["data"]  # as before there was such a flag, and the data's digest
+    del result["config"]["clip"], result["data_digest"]  # as before there was such a flag, and the data's digest
     path.write_text(json.dumps(result))
     before["result.json"] = path.read_bytes()
     train.main([*flags, "--resume"])
