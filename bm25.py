@@ -20,6 +20,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
+from processes import processes
 
 STOPWORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
@@ -113,16 +116,19 @@ def ordered(corpus, examples, order):
 def chain(corpus, depth=32):
     """{id: text} -> its ids in an order in which similar texts follow each other: each one's best BM25 neighbour that is left.
 
-    Where none of a text's `depth` best is left, the first in file order that is left comes next.
+    Where none of a text's `depth` best is left, the first in file order that is left comes next. Every text is a query: the time
+    grows with the square of their number.
     """
     ids, texts = list(corpus), list(corpus.values())
-    _, near = BM25().search(texts, texts, depth)
-    order, left, rest = [], dict.fromkeys(range(len(ids))), iter(range(len(ids)))
+    index, order, left, rest = BM25().index(texts), [], dict.fromkeys(range(len(ids))), iter(range(len(ids)))
     here = next(rest, None)
-    while here is not None:
-        order.append(ids[here])
-        del left[here]
-        here = next((i for i in near[here].tolist() if i in left), None)
-        if here is None:
-            here = next((i for i in rest if i in left), None)
+    with tqdm(total=len(ids), desc="ordering", unit="document", leave=False, delay=5, disable=processes()[0] > 0) as bar:
+        while here is not None:
+            order.append(ids[here])
+            del left[here]
+            bar.update()
+            _, near = index.top([texts[here]], depth)
+            here = next((i for i in near[0].tolist() if i in left), None)
+            if here is None:
+                here = next((i for i in rest if i in left), None)
     return order

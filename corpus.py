@@ -50,6 +50,8 @@ def read_raw(path):
                 line = line.decode().rstrip()
             except UnicodeDecodeError as error:
                 raise BadInput(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
+            if "\0" in line:
+                raise BadInput(f"{path}:{number}: has a NUL byte, as no text has")
             if number > last + 1:  # blank lines are in between
                 lines.append([])
             lines[-1].append(line)

@@ -239,7 +239,7 @@ def test_folders_compressed_files_empty_and_one_sentence_documents(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, told", [
-    ("a.jsonl", b"", "empty"), ("a.txt", b"\n\n", "empty"), ("a.txt", b"fine\n\xff\n", "a.txt:2: not UTF-8"),
+    ("a.jsonl", b"", "empty"), ("a.txt", b"\n\n", "empty"), ("a.txt", b"fine\n\xff\n", "a.txt:2: not UTF-8"), ("a.txt", b"fine\nb\0d\n", "a.txt:2: has a NUL"),
     ("a.jsonl", b'{"_id": "1"}\n', "a.jsonl:1: the field 'text'"), ("a.csv", b"x", "expected a .jsonl file"),
     ("a.jsonl", b'{"_id": "1", "text": "a"}\n{"_id": "1", "text": "b"}\n', "a.jsonl:2: the id '1' stands twice"),
     ("a.jsonl", b'{"_id": "1", "text": "a", "title": 3}\n', "a.jsonl:1: the field 'title'"),
