@@ -3,9 +3,9 @@
     DIR/KEY/about.json          which retriever, in words
     DIR/KEY/DIGEST.npy          the embeddings of one chunk of texts, memory-mapped when they are read
 
-KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length, torch and
-transformers, model.py and attention.py); DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A chunk is written beside and renamed:
-after a kill -9 it is there whole, or not at all.
+KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length, torch,
+transformers, model.py and attention.py); DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A
+chunk is written beside and renamed: after a kill -9 it is there whole, or not at all.
 """
 import hashlib
 import itertools
@@ -49,8 +49,8 @@ def identity(retriever, kind):
         reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
     code = [digest(Path(__file__).with_name(name).read_bytes()) for name in ("model.py", "attention.py")]
-    settings = {"code": code, "torch": torch.__version__, "kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
-                "pooling": retriever.pooling, "normalize": retriever.normalize, "config": config, "tokenizer": reads,
+    settings = {"code": code, "torch": torch.__version__, "kind": kind, "prompt": retriever.prompts[kind],
+                "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling, "normalize": retriever.normalize, "config": config, "tokenizer": reads,
                 "eos": tokenizer.eos_token_id, "truncation_side": tokenizer.truncation_side,
                 "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
     return digest(json.dumps(settings, sort_keys=True, default=str), more=weights)
