@@ -50,8 +50,9 @@ def identity(retriever, kind):
     config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
     code = [digest(Path(__file__).with_name(name).read_bytes()) for name in ("model.py", "attention.py")]
     settings = {"code": code, "torch": torch.__version__, "kind": kind, "prompt": retriever.prompts[kind],
-                "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling, "normalize": retriever.normalize, "config": config, "tokenizer": reads,
-                "eos": tokenizer.eos_token_id, "truncation_side": tokenizer.truncation_side,
+                "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
+                "normalize": retriever.normalize, "config": config, "tokenizer": reads, "eos": tokenizer.eos_token_id,
+                "truncation_side": tokenizer.truncation_side,
                 "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
     return digest(json.dumps(settings, sort_keys=True, default=str), more=weights)
 
