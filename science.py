@@ -51,6 +51,7 @@ TUNING = {  # 60 steps on the training questions, measured on the development pa
     "order-bm25": "--order bm25", "no-neighbours": "--neighbours 1", "budget-keep": "--budget keep",
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'",
     "end-token": """--prompt 'This sentence : "{text}" means in one word: "<|im_end|>'""", "document-tokens-64": "--document-tokens 64",
+    "nothing-on-a-cpu": "",  # where query-prompt ran
     "query-prompt": """--query-prompt 'This question : "{text}" means in one word: "'""",
 }
 LONG = {  # 200 steps on the training questions; three seeds, as of all that follows
