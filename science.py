@@ -30,6 +30,7 @@ MINILM = "runs/all-MiniLM-L6-v2"  # a link to the packaged weights
 KEEP = "--budget keep --temperature .05"  # for longer runs
 ATTENTION = "--lora-targets q_proj,k_proj,v_proj,o_proj"
 LARGER = "--llm qwen2.5-coder-0.5b-instruct-q4.gguf"  # a judge four times the retriever; where the file comes from: results/README.md
+QUESTION = """--query-prompt 'This question : "{text}" means in one word: "'"""
 READ = "--cut-targets drop --temperature .05"
 QA = "--data runs/qa/train --eval runs/qa/dev --document-tokens 96 --steps"
 
@@ -52,7 +53,7 @@ TUNING = {  # 60 steps on the training questions, measured on the development pa
     "query-and-eos": "--prompt 'query: {text}<|im_end|>'",
     "end-token": """--prompt 'This sentence : "{text}" means in one word: "<|im_end|>'""", "document-tokens-64": "--document-tokens 64",
     "nothing-on-a-cpu": "",  # where query-prompt ran
-    "query-prompt": """--query-prompt 'This question : "{text}" means in one word: "'""",
+    "query-prompt": QUESTION,
 }
 LONG = {  # 200 steps on the training questions; three seeds, as of all that follows
     "qa-dream": "", "qa-dream-keep-temperature-.05": KEEP, "qa-infonce": "--objective infonce", "qa-replug": "--objective replug",
@@ -67,6 +68,7 @@ VARIANTS = {  # the same with other settings
     "qa-keep-clip-.1": f"{KEEP} --clip .1",  # so that most gradients are scaled to one length, as replug's are by a clip of 1
     "qa-infonce-clip-.1": "--objective infonce --temperature .05 --clip .1",
     "qa-keep-attention-alone": f"{KEEP} {ATTENTION}", "qa-infonce-attention-alone": f"--objective infonce --temperature .05 {ATTENTION}",
+    "qa-keep-query-prompt": f"{KEEP} {QUESTION}", "qa-infonce-query-prompt": f"--objective infonce --temperature .05 {QUESTION}",
     "qa-keep-larger-llm": f"{KEEP} {LARGER}",
 }
 GPU = {"gpu-dream": "", "gpu-keep": f"{KEEP} --compile", "gpu-infonce": "--objective infonce", "gpu-replug": "--objective replug"}
