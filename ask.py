@@ -4,6 +4,7 @@ import sys
 import textwrap
 
 import torch
+from tqdm import tqdm
 
 from bm25 import BM25
 from cache import Cache
@@ -30,7 +31,10 @@ def typed():
 def encoded(retriever, texts, cache, keep):
     """(M, D); cache: a folder with embeddings, or None; keep: whether new ones are written there."""
     reader = Cache(retriever, cache, keep=keep) if cache else retriever
-    return torch.cat([emb for _, emb in encode_chunks(reader, texts, "document", progress=True, share=False)])
+    result = torch.empty(len(texts), retriever.width, device=retriever.device)
+    for start, embeddings in encode_chunks(reader, texts, "document", progress=True, share=False):
+        result[start : start + len(embeddings)] = embeddings  # copied: what a cache hands out keeps a file open
+    return result
 
 
 def best(retriever, document_emb, question, k):
@@ -51,8 +55,8 @@ def side_by_side(columns, width):
 
 def cut(retriever, texts, at_once=1000):
     """How many documents are longer than the retriever reads, or just as long, whether their embeddings are there or not."""
-    chunks = (texts[i:i + at_once] for i in range(0, len(texts), at_once))
-    return sum(len(row) >= retriever.max_tokens for chunk in chunks for row in retriever.tokenize(chunk, "document"))
+    starts = tqdm(range(0, len(texts), at_once), desc="counting tokens", leave=False)
+    return sum(len(row) >= retriever.max_tokens for i in starts for row in retriever.tokenize(texts[i : i + at_once], "document"))
 
 
 def ask(retriever, corpus, questions, cache=None, keep=True, k=5):

@@ -4,9 +4,10 @@
     DIR/KEY/DIGEST.npy          the embeddings of one chunk of texts, memory-mapped when they are read
 
 KEY is a digest of everything of the retriever that an embedding depends on (weights, tokenizer, pooling, prompt, length, torch,
-transformers, model.py and attention.py); DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A
+transformers, model.py and what it imports); DIGEST one of the chunk's texts. Nothing can therefore be stale and still be found. A
 chunk is written beside and renamed: after a kill -9 it is there whole, or not at all.
 """
+import ast
 import hashlib
 import itertools
 import json
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 from files import BadInput, replacing, write_json
+
+SMALL = 10_000  # documents whose embeddings a run's folder keeps without being asked
 
 
 def digest(*parts, more=()):
@@ -36,25 +39,55 @@ def tensor_bytes(tensor):
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def identity(retriever, kind):
-    """A digest of everything but the text that decides an embedding."""
-    off = tuple(f"{name}.lora_" for name, layer in retriever.adapters().items() if not layer.enabled)  # of no effect now
-    weights = (x for name, tensor in retriever.llm.state_dict().items() if not name.startswith(off)
-               for x in (name, str(tensor.dtype), tensor_bytes(tensor)))
-    tokenizer = retriever.tokenizer
+def code(name, found):
+    """{file: digest} of a module of this folder and of all that it imports from here at its top; added to `found`."""
+    path = Path(__file__).with_name(f"{name}.py")
+    if path.name not in found and path.is_file():
+        content = path.read_bytes()
+        found[path.name] = digest(content)
+        try:
+            body = ast.parse(content).body
+        except SyntaxError:  # half an edit of a module that was whole when it was imported
+            body = []
+        for node in body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for other in [node.module] if isinstance(node, ast.ImportFrom) else names:
+                code(other, found)
+    return found
+
+
+def in_words(settings):
+    """A text that says the same of the same settings."""
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def vocabulary(tokenizer):
+    """How a tokenizer reads a text."""
     if backend := getattr(tokenizer, "backend_tokenizer", None):
         reads = json.loads(backend.to_str())
         del reads["truncation"], reads["padding"]  # left over from the last call, and set anew by each
     else:
         reads = [tokenizer.get_vocab(), tokenizer.init_kwargs]
-    config = {name: value for name, value in retriever.llm.config.to_dict().items() if name != "_name_or_path"}
-    code = [digest(Path(__file__).with_name(name).read_bytes()) for name in ("model.py", "attention.py")]
-    settings = {"code": code, "torch": torch.__version__, "kind": kind, "prompt": retriever.prompts[kind],
-                "suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling,
-                "normalize": retriever.normalize, "config": config, "tokenizer": reads, "eos": tokenizer.eos_token_id,
-                "truncation_side": tokenizer.truncation_side,
-                "adapters": [(name, layer.scaling) for name, layer in retriever.adapters().items() if layer.enabled]}
-    return digest(json.dumps(settings, sort_keys=True, default=str), more=weights)
+    return {"tokenizer": reads, "eos": tokenizer.eos_token_id, "truncation_side": tokenizer.truncation_side}
+
+
+def configuration(llm):
+    return {name: value for name, value in llm.config.to_dict().items() if name != "_name_or_path"}
+
+
+def settings(retriever, kind):
+    """All that decides an embedding but the text, the weights and the code."""
+    return {"kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
+            "pooling": retriever.pooling, "normalize": retriever.normalize, "config": configuration(retriever.llm),
+            **vocabulary(retriever.tokenizer), "adapters": [(n, layer.scaling) for n, layer in retriever.adapters().items() if layer.enabled]}
+
+
+def identity(retriever, kind):
+    """A digest of everything but the text that decides an embedding."""
+    off = tuple(f"{name}.lora_" for name, layer in retriever.adapters().items() if not layer.enabled)  # of no effect now
+    weights = (x for name, tensor in retriever.llm.state_dict().items() if not name.startswith(off)
+               for x in (name, str(tensor.dtype), tensor_bytes(tensor)))
+    return digest(in_words({"code": code("model", {}), "torch": torch.__version__, **settings(retriever, kind)}), more=weights)
 
 
 class Cache:

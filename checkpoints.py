@@ -9,7 +9,6 @@ Both are flushed to the disk before they get their names. The last two are kept:
 the one before it serves. Pools, head scores and the learning rate depend on seed and step alone, so that no other state
 exists: the loop draws no random numbers of its own.
 """
-import ast
 import fcntl
 import itertools
 import json
@@ -23,7 +22,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save
 
-from cache import digest, tensor_bytes
+from cache import code, configuration, digest, in_words, settings, tensor_bytes, vocabulary
 from files import BadInput, replacing
 from processes import processes
 
@@ -98,27 +97,16 @@ def identity(run):
     config = {f"--{name.replace('_', '-')}": value for name, value in vars(run.config).items()
               if name not in NO_MATTER}
     texts = itertools.chain((x for item in run.corpus.items() for x in item), (x for e in run.examples for x in vars(e).values()))
+    collections = (str(x) for name, c in run.collections.items() for x in (name, c.corpus, c.queries, c.qrels))
+    reads = [settings(run.retriever, kind) for kind in ("query", "document")]
+    if run.own_llm:
+        reads += [configuration(run.own_llm), vocabulary(run.prompts.tokenizer)]
     weights = (x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
                if "lora_" not in name for x in (name, tensor_bytes(tensor)))
-    return {**config, "the data": digest(more=texts), "the backbone": digest(more=weights), "the number of processes": processes()[1],
+    return {**config, "the data": digest(more=texts), "the backbone": digest(more=weights),
+            "the tokenizer, or the configuration": digest(in_words(reads)), "what is measured": digest(more=collections),
+            "the number of processes": processes()[1],
             "torch": torch.__version__, "transformers": transformers.__version__, **code("train", {})}
-
-
-def code(name, found):
-    """{file: digest} of a module of this folder and of all that it imports from here at its top; added to `found`."""
-    path = Path(__file__).with_name(f"{name}.py")
-    if path.name not in found and path.is_file():
-        content = path.read_bytes()
-        found[path.name] = digest(content)
-        try:
-            body = ast.parse(content).body
-        except SyntaxError:  # half an edit of a module that was whole when it was imported
-            body = []
-        for node in body:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for other in [node.module] if isinstance(node, ast.ImportFrom) else names:
-                code(other, found)
-    return found
 
 
 def finished(folder, config, data_digest):
@@ -156,12 +144,13 @@ def check_out(config):
 
 
 @contextmanager
-def claim(folder):
-    """Within this block a run's folder is there, and locked -> Path. Raises BadInput if another run writes there.
+def claim(config):
+    """Within this block a run's folder is there, locked, and free of what would be lost -> Path. Raises BadInput, also if another run
+    writes there.
 
     The system itself unlocks it when the process ends, however it ends.
     """
-    folder = Path(folder)
+    folder = Path(config.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -174,6 +163,7 @@ def claim(folder):
             raise BadInput(f"--out {folder}: another run is writing there") from None
         except OSError as error:  # some network file systems cannot
             print(f"--out {folder}: cannot be locked ({error.strerror}); see that no other run writes there", file=sys.stderr)
+        check_out(config)  # again: what was stopped there may have left its checkpoint since
         yield folder
     finally:
         os.close(lock)

@@ -51,14 +51,14 @@ class Row:
 
 
 def lines_wrap(text):
-    """Do the line breaks of `text` only keep its lines short? Then no line had room for the next one's first word.
+    """Do the line breaks within its paragraphs only keep lines short? Then no line had room for the next one's first word.
 
     >>> lines_wrap("def longest(words):\\n    return max(words, key=len)")
     False
     """
-    lines = [line for line in text.split("\n") if line.strip()]
-    width = max(map(len, lines), default=0)
-    return width > 50 and all(len(a) + 1 + len(b.split()[0]) > width and b[0] > " " for a, b in zip(lines, lines[1:]))
+    paragraphs = [part.strip().split("\n") for part in re.split(r"\n\s*\n", text)]
+    width = max(len(line) for lines in paragraphs for line in lines)
+    return width > 50 and all(len(a) + 1 + len(b.split()[0]) > width and b[0] > " " for lines in paragraphs for a, b in zip(lines, lines[1:]))
 
 
 def cut_sentences(text, abbreviations=frozenset()):
@@ -77,7 +77,7 @@ def cut_sentences(text, abbreviations=frozenset()):
         apart = before[-1:].isspace()  # " . "
         goes_on = text[match.end() : match.end() + 1].islower() and not small and not apart
         short = mark[:1] == "." and not apart and (len(word) < 2 or "." in word or word in abbreviations)
-        line_ends = "\n" in match[0] and not wraps
+        line_ends = match[0].count("\n") > wraps  # a blank line always
         if line_ends or (mark and not goes_on and not short):
             cuts.append(match.end())
     return [(a, b) for a, b in zip(cuts, [*cuts[1:], len(text)]) if text[a:b].strip()]
@@ -99,23 +99,23 @@ class Words:
             self.df.update(set(words))
             short.update(w for w in words if len(w) < 5)
             dotted.update(w.lower() for w in re.findall(r"\b([^\W\d]{1,4})\.\s", text))
-        # what nearly always has a dot is an abbreviation (Kiss & Strunk 2006, Punkt)
-        self.abbreviations = {w for w, n in dotted.items() if n > 2 and n >= 0.8 * short[w]}
+        self.abbreviations = {w for w, n in dotted.items() if n > 2 and n >= 0.8 * short[w]}  # nearly always with a dot (Kiss & Strunk 2006, Punkt)
         self.twice = self.find_twice()
 
     def find_twice(self):
         """Hashes of the sentences (three lower-cased words or more) that stand twice in the corpus, also within others."""
-        lengths, sentences, counts = {}, set(), Counter()  # the lengths of the sentences that begin with three words
+        lengths, sentences, counts = {}, set(), Counter()  # of three words, as a hash: the lengths of the sentences that they begin
         for _, text in self.documents.values():
             for a, b in cut_sentences(text, self.abbreviations):
                 words = tuple(lower_words(text[a:b]))
                 if len(words) > 2:
-                    lengths.setdefault(words[:3], set()).add(len(words))
+                    opening = hash(words[:3])
+                    lengths[opening] = (*{*lengths.get(opening, ()), len(words)},)
                     sentences.add(hash(words))
         for title, text in self.documents.values():
             words = tuple(lower_words(f"{title} {text}"))
             for i in range(len(words) - 2):
-                for n in lengths.get(words[i : i + 3], ()):
+                for n in lengths.get(hash(words[i : i + 3]), ()):
                     if i + n <= len(words) and (found := hash(words[i : i + n])) in sentences:
                         counts[found] += 1
         return {h for h in sentences if counts[h] > 1}

@@ -9,6 +9,7 @@ Each makes a whole folder or nothing, and says what it left out and why. Files m
 documents are read and written one at a time, except that SQuAD's file is a single JSON document, which is read whole, that
 BM25 needs the whole corpus, that qrels holds the queries and answers, and split the texts of a folder. Left out: parquet.
 """
+import csv
 import json
 import os
 import random
@@ -274,9 +275,9 @@ def write_judgments(folder, queries, qrels):
     write_lines(folder / "queries.jsonl", ({"_id": q, "text": text} for q, text in queries.items()))
     (folder / "qrels").mkdir()
     with replacing(folder / "qrels" / "test.tsv") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
-        for query, judged in qrels.items():
-            file.writelines(f"{query}\t{document}\t{relevance}\n" for document, relevance in judged.items())
+        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+        lines.writerow(("query-id", "corpus-id", "score"))
+        lines.writerows((query, document, relevance) for query, judged in qrels.items() for document, relevance in judged.items())
 
 
 def choose_dev(path, share, seed):
@@ -321,7 +322,8 @@ def split(data, out, share=0.06, seed=0):
         with replacing(part / "train" / "corpus.jsonl") as train, replacing(part / "dev" / "corpus.jsonl") as held:
             for _, row in read_texts(path, {}):
                 (held if row["_id"] in dev else train).write(json.dumps(row, ensure_ascii=False) + "\n")
-        write_lines(part / "train" / "train.jsonl", map(vars, kept))
+        rows = (row for _, row in read_jsonl(find_file(data, "train.jsonl"), "document"))
+        write_lines(part / "train" / "train.jsonl", (row for row in rows if row["document"] not in dev))
         judged = {f"q-{d}": {d: 1} for d in questions}
         write_judgments(part / "dev", {f"q-{d}": e.query for d, e in questions.items()}, judged)
     also, more = (sum(e.document in dev and (flat(e.query) in asked) == both for e in examples) for both in (True, False))

@@ -28,6 +28,7 @@ from data import Prompts, find_file, read_lines, read_texts
 from files import BadInput
 
 MIN_GAIN = math.log(2)  # nats per target token: the source must at least double each token's probability, on average
+ROOM = 128  # tokens that a document's header, a question and its target seldom exceed
 BATCH = 8  # documents whose rows are judged together
 
 
@@ -67,12 +68,13 @@ class Judge:
 
     def __init__(self, name, document_tokens, dtype="auto"):
         from backbones import load_backbone  # only where there is an LLM: transformers takes seconds to import
-        from inject import prefill, target_nll
+        from inject import check_llm, prefill, target_nll
 
         tokenizer, self.llm = load_backbone(name, dtype=dtype)
         self.prefill, self.target_nll = prefill, target_nll
         self.prompts = Prompts(tokenizer, document_tokens)
         input_ids, nowhere = self.prompts.context([])
+        check_llm(self.llm, document_tokens + input_ids.shape[1] + ROOM)  # before hours of work
         self.nothing = self.read(input_ids, nowhere + 1)  # to read the bare prompt, it has to count as a document
 
     def read(self, input_ids, document_of):

@@ -11,6 +11,7 @@ these files may be compressed (`.gz`).
 
 Whatever is wrong with a file is a `BadInput` with file, line and what to do. Knows tokenizers, but no models.
 """
+import csv
 import gzip
 import json
 import math
@@ -58,6 +59,11 @@ class Pool:
     def source(self):
         """(B,) long: the index of each example's source document."""
         return torch.tensor([self.documents.index(e.document) for e in self.examples])
+
+    @property
+    def is_source(self):
+        """(B, K) bool: where each example's source stands; where processes share a pool (--gather), it may stand twice."""
+        return torch.tensor([[d == self.documents[place] for d in self.documents] for place in self.source.tolist()])
 
 
 # ----------------------------------------------------------------------------------------------------------- pools
@@ -215,12 +221,13 @@ def load_qrels(path):
                 if line.rstrip().rpartition(b"\t")[2].lstrip(b"+-").isdigit():
                     raise BadInput(f"{path}:{number}: a judgment where the header belongs (query-id, corpus-id, score)")
                 continue
-        cells = cells if trec else line.rstrip(b"\r\n").split(b"\t")
         try:
+            if not trec:  # BEIR reads it as csv: a cell that begins with a quotation mark is quoted
+                cells = [cell.encode() for cell in next(csv.reader([line.decode().rstrip("\r\n")], delimiter="\t"))]
             if len(cells) != (4 if trec else 3) or len(cells[-1].strip()) > 9 or b"_" in cells[-1]:
                 raise ValueError
             query, document, relevance = cells[0].decode(), cells[-2].decode(), int(cells[-1])
-        except ValueError:  # also undecodable bytes
+        except (ValueError, csv.Error):  # also undecodable bytes
             columns, by = ("query, 0, document", "blanks") if trec else ("query-id, corpus-id", "tabs")
             raise BadInput(f"{path}:{number}: expected {columns} and a whole number of at most nine characters, separated by {by}") from None
         if document in qrels.setdefault(query, {}):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from bm25 import BM25
-from cache import Cache
+from cache import SMALL, Cache
 from data import load_collections, load_corpus
 from files import BadInput, check_file, command, write_json
 from model import Retriever
@@ -219,19 +219,13 @@ def main(argv=None):
         raise BadInput("--data names no folder")
     if args.run:
         check_ids([name for c in collections.values() for names in (c.queries, c.corpus) for name in names])
-    retriever = BM25() if args.model == "bm25" else Retriever.load(args.model, args.device, args.dtype)
-    if args.model != "bm25":
-        retriever.set_prompt(args.prompt, args.query_prompt)
-    if args.max_tokens and args.model != "bm25":
-        if args.max_tokens > retriever.max_tokens and processes()[0] == 0:
-            print(f"{args.model} reads {retriever.max_tokens} tokens of a text, not {args.max_tokens}", file=sys.stderr)
-        retriever.max_tokens = min(args.max_tokens, retriever.max_tokens)
+    retriever = BM25() if args.model == "bm25" else load_retriever(args)
     if corpus:
         from ask import ask, typed
 
         own = Path(args.model) / "embeddings"  # what train.py has left there
         return ask(retriever, corpus, [args.ask] if args.ask else typed(), args.cache or (own if own.is_dir() else None),
-                   keep=bool(args.cache) or os.access(own, os.W_OK))  # others may read a run that they may not write to
+                   keep=bool(args.cache) or len(corpus) <= SMALL and os.access(own, os.W_OK))  # others may only read a run
     if args.cache and args.model != "bm25":
         retriever = Cache(retriever, args.cache)
     results, runs = {}, {}
@@ -249,6 +243,17 @@ def main(argv=None):
             plot_metrics({"BM25": {name: evaluate(BM25(), c, drop_self=args.drop_self) for name, c in collections.items()},
                           "BM25" if args.model == "bm25" else Path(args.model).resolve().name: results}, args.plot)
     end_processes()
+
+
+def load_retriever(args):
+    """The retriever that the command line asks for."""
+    retriever = Retriever.load(args.model, args.device, args.dtype)
+    retriever.set_prompt(args.prompt, args.query_prompt)
+    if args.max_tokens:
+        if args.max_tokens > retriever.max_tokens and processes()[0] == 0:
+            print(f"{args.model} reads {retriever.max_tokens} tokens of a text, not {args.max_tokens}", file=sys.stderr)
+        retriever.max_tokens = min(args.max_tokens, retriever.max_tokens)
+    return retriever
 
 
 def own_queries(collection):

@@ -5,7 +5,7 @@
 
     W' = W + (alpha / r) B A
 
-OUT is what SentenceTransformer(OUT) opens, in its versions 3 to 6, and Retriever.load(OUT) too: the same embeddings. The
+OUT is what SentenceTransformer(OUT) opens, in its versions 3 to 6, and Retriever.load(OUT) too: in float32 the same embeddings. The
 prompts stand in config_sentence_transformers.json; the suffix, which sentence-transformers has no place for, is put
 behind every text by the tokenizer itself, as other tokenizers put an end-of-text token there. Before OUT takes its name
 it is opened once more and compared with RUN. Versions before 6 strip spaces around prompt and text, so that an empty text, or
@@ -46,7 +46,7 @@ def merge(retriever):
 
 
 def older_names(config):
-    """config.json as transformers 5 writes it -> with what earlier versions read: there, other angles would be silent.
+    """config.json as transformers 5 writes it -> with what earlier versions read, by their names: there, other angles would be silent.
 
     >>> older_names({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})["rope_theta"]
     1000000.0
@@ -54,9 +54,13 @@ def older_names(config):
     angles = config.get("rope_parameters") or {}
     if "rope_theta" not in angles:  # none, or several kinds of layers
         return config
-    scaling = {key: value for key, value in angles.items() if key != "rope_theta"}
-    plain = scaling.get("rope_type", "default") == "default"
-    return {**config, "rope_theta": angles["rope_theta"], "rope_scaling": None if plain else scaling}
+    scaling = {key: value for key, value in angles.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    kind, part = scaling.get("rope_type", "default"), angles.get("partial_rotary_factor")
+    if kind == "longrope" and config.get("model_type") == "phi3":  # takes these three keys alone
+        scaling = {"type": kind, "short_factor": scaling["short_factor"], "long_factor": scaling["long_factor"]}
+    theta_name, part_name = ("rotary_emb_base", "rotary_pct") if config.get("model_type") == "gpt_neox" else ("rope_theta", "partial_rotary_factor")
+    return {**config, theta_name: angles["rope_theta"], **({} if part is None else {part_name: part}),
+            "rope_scaling": None if kind == "default" else scaling}
 
 
 def write_weights(folder, retriever, dtype):
@@ -194,7 +198,7 @@ A dense retriever{how} Its base is {base}{licence}.
 {exact}
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer("{title}"){needs}
+    model = SentenceTransformer("{title}"{dtype}){needs}
     queries = model.encode_query(["Who patented the telephone?"])       # versions 3 and 4: encode(..., prompt_name="query")
     documents = model.encode_document(["A telephone, 1876."])           #                   encode(..., prompt_name="document")
     scores = model.similarity(queries, documents)
@@ -244,7 +248,8 @@ def write_card(folder, title, retriever, result, adapter_only):
         width=retriever.width, pooling={"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}[retriever.pooling],
         norm="unit norm" if retriever.normalize else "compared by their inner product",
         tokens="texts are not cut" if retriever.max_tokens >= UNLIMITED else f"texts are cut at {retriever.max_tokens} tokens",
-        needs=f"    # reads the base, {base}, and needs peft" if adapter_only else "",
+        dtype=', model_kwargs={"dtype": "float32"}' if adapter_only else "",
+        needs=f"    # before transformers 4.56: torch_dtype; reads the base, {base}, and needs peft" if adapter_only else "",
         exact=f"\n{QUANTIZED}\n" if adapter_only and packaged(retriever) else "",
         query=retriever.prompts["query"], document=retriever.prompts["document"],
         suffix=f"\nThe tokenizer itself puts `{suffix!r}` behind every text; a text that is too long is cut before it." if suffix else "",
@@ -314,7 +319,8 @@ def main(argv=None):
         raise BadInput("--dtype is of merged weights; an adapter alone is float32")
     difference = export(args.run, args.out, args.adapter_only, args.dtype)
     size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())
-    print(f"{args.out}: {size / 1e6:,.1f} MB; read again, embeddings differ from {args.run}'s by at most {difference:.1e}")
+    how = " in float32, which others may have to be told" if args.adapter_only or args.dtype != "float32" else ""
+    print(f"{args.out}: {size / 1e6:,.1f} MB; read again{how}, embeddings differ from {args.run}'s by at most {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,8 @@ class Retriever:
         if room <= added + self.prompt_tokens[kind]:  # all texts would be one
             raise BadInput(f"{limit} tokens leave no room for a text beside the prompt {self.prompts[kind]!r}, the suffix {self.suffix!r} "
                            f"and {added} tokens that the tokenizer adds")
-        rows = self.tokenizer([self.prompts[kind] + t for t in texts], truncation=True, max_length=room).input_ids
+        rows = [row for i in range(0, len(texts), 32)  # a few at a time: what is cut off books is held, too
+                for row in self.tokenizer([self.prompts[kind] + t for t in texts[i : i + 32]], truncation=True, max_length=room).input_ids]
         return [(row + self.suffix_ids) or [self.tokenizer.eos_token_id] for row in rows]  # at least one token
 
     def embed(self, rows):
@@ -249,8 +250,7 @@ class Retriever:
         rows = self.tokenize(texts, kind) if len(texts) else []
         self.cut += sum(len(r) >= self.max_tokens for r in rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-        result = torch.empty(len(rows), self.width)
-        start = 0
+        result, start = torch.empty(len(rows), self.width), 0
         while start < len(order):
             longest, stop = len(rows[order[start]]), start + 1
             while stop < len(order) and (stop + 1 - start) * longest <= batch_tokens and (

@@ -96,7 +96,7 @@ def curves(groups):
         config = results[0]["config"]
         for field, ax in (("source_weight", axes[0]), ("accuracy", axes[1]), ("loss", axes[2 + objectives.index(config["objective"])])):
             plot_mean(ax, results, field, 0.4 if field == "loss" or len(groups) < 4 else 0.2, **look)
-        chances.add(config["pool"] * (results[0].get("processes", 1) if config.get("gather") else 1))
+        chances.add(results[0].get("candidates") or config["pool"] * (results[0].get("processes", 1) if config.get("gather") else 1))
     for ax in axes[:2]:
         ax.set_ylim(0, 1.02)
         for pool in sorted(chances):

@@ -105,11 +105,12 @@ def before_and_after(retriever, query, documents, temperature):
 
 def weights_of(run, data="", question="0", retriever=None, device="auto"):
     """The picture of weights() for one question of the folder `data`, among candidates drawn as those of training were."""
-    config = read_object(Path(run) / "result.json", "config")["config"]
+    result = read_object(Path(run) / "result.json", "config")
+    config = result["config"]
     data = data or config["data"]
     example, examples = find_question(data, question)
     corpus = load_corpus(data)
-    pools = make_pools(examples, ordered(corpus, examples, config.get("order")), config["pool"], 1, config["neighbours"], config["seed"])
+    pools = make_pools(examples, ordered(corpus, examples, config.get("order")), result.get("candidates") or config["pool"], 1, config["neighbours"], config["seed"])
     documents = next(pool.documents for pool in pools if example.document in pool.documents)
     titles = {row["_id"]: row.get("title") or row["text"] for _, row in read_jsonl(find_file(data, "corpus.jsonl"), "_id", "text")}
     temperature = config.get("final_temperature") or config["temperature"]

@@ -39,16 +39,19 @@ def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024**2 if sys.platform == "darwin" else 1024)  # macOS counts bytes, Linux KB
 
 
-def about_run(script, argv, device=None):
+def about_run(script, argv, device=None, earlier=None):
     """What a figure depends on: versions, hardware, the commit, and the command (argv: None for the real command line).
 
-    device: the torch device that has computed; None: a GPU where there is one.
+    device: the torch device that has computed; None: a GPU where there is one. earlier: what this said of a run's earlier processes,
+    whose hardware and peak count too.
     """
     gpu = torch.cuda.get_device_name(device) if torch.cuda.is_available() and str(device) != "cpu" else None
+    hardware = gpu or f"{processor()}, {os.cpu_count()} cores"
+    before = earlier["hardware"].split("; then ") if earlier else []
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
-        "hardware": gpu or f"{processor()}, {os.cpu_count()} cores",
-        "peak_mb": peak_mb(),
+        "hardware": "; then ".join(dict.fromkeys([*before, hardware])),
+        "peak_mb": max(peak_mb(), earlier["peak_mb"] if earlier else 0),
         "commit": commit(),
         "command": shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
     }

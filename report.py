@@ -6,7 +6,7 @@ import shutil
 import sys
 
 from bm25 import BM25
-from cache import Cache
+from cache import SMALL, Cache
 from checkpoints import clear
 from evaluate import evaluate
 from files import write_json
@@ -14,8 +14,6 @@ from output import table
 from plot import plot_run
 from processes import processes
 from record import about_run
-
-SMALL = 10_000  # documents
 
 
 def measured(run, out):
@@ -26,13 +24,14 @@ def measured(run, out):
     return found
 
 
-def report(run, training, out, before, after, clock, argv, data_digest):
-    """Write result.json, and print the table. data_digest: of what was trained on."""
+def report(run, training, out, before, after, clock, argv, data_digest, earlier=None):
+    """Write result.json, and print the table. data_digest: of what was trained on; earlier: what about_run()
+    said of an interrupted run's earlier processes."""
     config, bm25 = run.config, {name: evaluate(BM25(), c) for name, c in run.collections.items()}
     clock.lap("evaluate bm25")
     write_json(out / "result.json", {
         "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": clock.seconds,
-        **about_run("train.py", argv, run.retriever.device), "processes": processes()[1], "data_digest": data_digest, "curve": training.curve})
+        **about_run("train.py", argv, run.retriever.device, earlier), "processes": processes()[1], "candidates": training.documents, "data_digest": data_digest, "curve": training.curve})
     for left in set((out / "embeddings").glob("*/about.json")) if not config.resume else ():
         if left.parent not in run.embeddings:  # of an earlier run
             shutil.rmtree(left.parent)

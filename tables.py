@@ -12,7 +12,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 import output
-from science import ABLATIONS, CLASSROOM, COLLECTIONS, EXERCISES, GPU, LONG, OWN, TUNING, VARIANTS, WIKI
+from science import ABLATIONS, CLASSROOM, COLLECTIONS, EXERCISES, GPU, LONG, OWN, SEEDS, TUNING, VARIANTS, WIKI
 
 ROOT = Path(__file__).parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
@@ -62,7 +62,7 @@ def table():
     """classroom/: every objective, and what stands beside them."""
     lines = ["| retriever | nDCG@10 | Recall@10 | MRR@10 | seeds | command |", "|---|---|---|---|---|---|"]
     for label, name in (("SmolLM2-135M, last token, untrained", "plain"), ("SmolLM2-135M, with the prompt, untrained", "untrained"),
-                        ("BM25", "bm25"), ("all-MiniLM-L6-v2, a billion labelled pairs", "minilm")):
+                        ("BM25", "bm25"), ("all-MiniLM-L6-v2, a billion collected pairs", "minilm")):
         result = read(f"{name}-classroom")
         lines.append(row(label, [result["metrics"]["classroom"]] if result else [], command_of(result) if result else ""))
     for name, results in runs(CLASSROOM).items():
@@ -111,7 +111,7 @@ def variants():
 
 def by_seed():
     """Dream with the settings for longer runs less each other run of three seeds, seed by seed: mean of COLLECTIONS, and on the development part."""
-    found = {name: results for name, results in runs(("qa-dream-keep-temperature-.05", *LONG, *VARIANTS)).items() if len(results) > 2}
+    found = {name: results for name, results in runs(("qa-dream-keep-temperature-.05", *LONG, *VARIANTS)).items() if len(on_collections(f"{name}-[0-9]")) == len(results) == len(SEEDS)}
     values = {name: ([statistics.mean(seed) for seed in on_collections(f"{name}-[0-9]")], on_dev(results)) for name, results in found.items()}
     ours, *others = values
     lines = [f"| {ours} less | seeds 0, 1, 2 | mean | dev: seeds 0, 1, 2 | mean |", "|---|---|---|---|---|"]

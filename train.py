@@ -9,8 +9,7 @@ One step:  pool -> embed -> (1) scores -> (2) weights -> inject, (3)-(5) -> loss
     (1)  s_bk = e(q_b) . e(d_k)                cosine
     (2)  w_bk = softmax_k( s_b / tau )         the documents of a pool compete
 
-`--objective` chooses among four losses on the same pools (objectives.py). A run that was interrupted goes on with
-`--resume` as if nothing had happened (checkpoints.py).
+`--objective` chooses among four losses on the same pools (objectives.py); `--resume` goes on with an interrupted run (checkpoints.py).
 """
 import contextlib
 import itertools
@@ -38,7 +37,7 @@ from model import Retriever, load_backbone
 from objectives import INJECTS, OBJECTIVES, document_weights
 from plot import PICTURES
 from processes import average, end_processes, everyone, own_share, processes, start_processes
-from record import Clock
+from record import Clock, about_run
 from report import measured, report
 from watch import symptom, unfulfilled
 
@@ -158,14 +157,14 @@ class Run:
             loss.backward()  # through the LLM, as far as the embeddings
         doc_grad = own_share(doc_emb.grad) if c.gather else doc_emb.grad
         backward(torch.cat([query_emb.grad, doc_grad]))  # and on through the retriever
-        source = pool.source.to(scores.device)
-        weights = document_weights(scores.detach(), self.temperature)
+        weights, unit = document_weights(scores.detach(), self.temperature), torch.nn.functional.normalize(doc_emb.detach(), dim=-1)
+        is_source, row = pool.is_source.to(scores.device), torch.arange(len(scores))
         return {"loss": loss.item(),
-            "source_weight": weights.gather(1, source[:, None]).mean().item(),
+            "source_weight": (weights * is_source).sum(1).mean().item(),
             "largest_weight": weights.amax(1).mean().item(),
-            "accuracy": (weights.argmax(1) == source).float().mean().item(),
-            "agreement": (scores.grad.argmin(1) == source).float().mean().item(),  # the loss asks for the source's score to rise most
-            "spread": 1 - doc_emb.detach().mean(0).square().sum().item()}  # 1 - |mean|^2: 0 when all vectors are one
+            "accuracy": is_source[row, weights.argmax(1)].float().mean().item(),
+            "agreement": is_source[row, scores.grad.argmin(1)].float().mean().item(),  # the loss asks for the source's score to rise most
+            "spread": 1 - unit.mean(0).square().sum().item()}  # 1 - |mean|^2: 0 when all vectors are one
 
     def shares(self):
         """Endless (pool, own) for step(): this process's pools, or with --gather its part of everybody's pool."""
@@ -271,8 +270,7 @@ def main(argv=None):
     clock = Clock()
     run = Run(config)
     clock.lap("load")
-    with claim(config.out) if first else contextlib.nullcontext(Path(config.out)) as out:
-        check_out(config)  # again: what was stopped there may have left its checkpoint since
+    with claim(config) if first else contextlib.nullcontext(Path(config.out)) as out:
         carry_out(run, out, first, clock, argv)
     end_processes()
 
@@ -282,7 +280,7 @@ def carry_out(run, out, first, clock, argv):
     config, training, own = run.config, Training(run), identity(run)
     done = config.resume and finished(out, config, own["the data"])
     tensors, about = newest_checkpoint(out, own) if config.resume and not done else (None, None)
-    found = everyone(torch.tensor([[done, about["step"] if about else 0]]))  # (processes, 2)
+    found = everyone(torch.tensor([[done, about["step"] if about else -1]]))  # (processes, 2)
     if len(found.unique(dim=0)) > 1:
         raise BadInput(f"--resume: not all processes find the same checkpoint in {out}; it must be a folder that all machines share")
     if done:
@@ -294,6 +292,7 @@ def carry_out(run, out, first, clock, argv):
         training.load(tensors, about)
         before, scores = about["before"], about["scores"]
         clock.add(about["laps"])
+    earlier = about["ran"] if about else None
     if first and config.resume:
         print(f"resuming {out} after step {len(training.curve)} of {config.steps}", flush=True)
     if not about:
@@ -311,7 +310,8 @@ def carry_out(run, out, first, clock, argv):
         clock.lap("train")
         if first:
             write_checkpoint(out, len(training.curve), training.tensors(), {
-                "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores, "laps": clock.laps})
+                "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores, "laps": clock.laps,
+                "ran": about_run("train.py", argv, run.retriever.device, earlier)})
 
     with open(out / "metrics.jsonl" if first else os.devnull, "w", buffering=1) as file:  # a line at a time
         file.writelines(json.dumps(record) + "\n" for record in training.curve)
@@ -322,7 +322,7 @@ def carry_out(run, out, first, clock, argv):
     after = measured(run, out)
     clock.lap("evaluate after")
     if first:
-        report(run, training, out, before, after, clock, argv, own["the data"])
+        report(run, training, out, before, after, clock, argv, own["the data"], earlier)
 
 
 if __name__ == "__main__":

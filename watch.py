@@ -26,6 +26,8 @@ def unfulfilled(run):
     config, rows, lines = run.config, Counter(e.document for e in run.examples), []
     if found := idle(config):
         lines.append(f"of no effect in this run: {', '.join('--' + name.replace('_', '-') for name in found)}")
+    if run.own_llm and config.objective == "infonce":
+        lines.append("--llm judges nothing with infonce: its tokenizer alone says which targets are cut")
     documents = min(config.pool, len(rows))
     turns = math.ceil(config.questions / documents)  # a document's questions in one pool
     questions = min(config.questions, sum(min(n, turns) for _, n in rows.most_common(documents)))

@@ -16,7 +16,7 @@ import torch
 
 from backbones import load_backbone
 from files import BadInput, command
-from layers import checkpoint_layers
+from layers import checkpoint_layers, compile_layers
 from train import Run
 
 LEARNS = ("q_proj", "k_proj", "v_proj", "o_proj")  # with the MLPs too it takes four times the memory
@@ -31,9 +31,12 @@ class UnfrozenLLM(Run):
         if config.objective != "dream" or config.accumulate != 1:
             raise BadInput("unfrozen_llm.py is about --objective dream, one pool a step")
         if self.own_llm is None:
-            self.own_llm = load_backbone(config.backbone, config.device, "float32")[1]  # an optimiser needs all digits
+            self.own_llm = load_backbone(config.backbone, config.device, "float32")[1]
             if config.checkpoint:
                 checkpoint_layers(self.own_llm)
+            if config.compile:
+                compile_layers(self.own_llm)
+        self.own_llm.float()  # an optimiser needs all digits
         self.learning = [p for name, p in self.own_llm.named_parameters() if name.split(".")[-2] in LEARNS]
         if not self.learning:
             raise BadInput(f"unfrozen_llm.py knows attention layers by the names {', '.join(LEARNS)}; this LLM has none")

@@ -13,6 +13,7 @@ from config import parse
 from files import BadInput, write_json
 from objectives import INJECTS
 from output import table
+from plot import PICTURES
 from record import Clock, about_run
 from report import measured
 from train import train
@@ -27,15 +28,16 @@ def run_variant(kind, script, flags, argv=None):
     check_out(config)
     clock, run = Clock(), kind(config)
     clock.lap("load")
-    with claim(config.out) as out:
-        check_out(config)  # again: what was stopped there may have left its checkpoint since
+    with claim(config) as out:
         with run.retriever.adapters_off():
             before = measured(run, out)
         clock.lap("evaluate before")
         if config.objective in INJECTS:
-            run.choose_heads()
+            scores = run.choose_heads().tolist()
             clock.lap("choose heads")
-        clear(out, "result.json", "adapter_*", "retriever.json", "heads.json")
+        clear(out, "result.json", "adapter_*", "retriever.json", "heads.json", *PICTURES)
+        if run.heads:
+            write_json(out / "heads.json", {"heads": run.heads, "scores": scores})
         with open(out / "metrics.jsonl", "w", buffering=1) as file:
             training = train(run, lambda record: file.write(json.dumps(record) + "\n"))
         clock.lap("train")

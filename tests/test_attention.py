@@ -73,6 +73,23 @@ def test_documents_and_own_past_together_are_one_masked_softmax():
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(ours, naive))
 
 
+@pytest.mark.parametrize("read", ["read_chunked", "read_fused"])
+def test_half_precision_as_on_a_gpu_is_close_in_values_and_gradients(read, monkeypatch):
+    """The branch that a GPU's kernels take, with a product that rounds as theirs do, against float64."""
+    monkeypatch.setattr(attention, "takes_half", lambda x: x.dtype.itemsize == 2)
+    monkeypatch.setattr(attention.torch, "bmm", lambda a, b, out_dtype: (a.to(out_dtype) @ b.to(out_dtype)))
+    monkeypatch.setattr(attention, "read_fused", getattr(attention, read))
+    query = random(2, 40, 16, dtype=torch.float32, requires_grad=True)
+    key, value = (random(2, 30, 16, dtype=torch.bfloat16, seed=seed) for seed in (1, 2))
+    output, lse = SharedAttention.apply(query, key, value)
+    wide = query.detach().double().requires_grad_()
+    logits = wide @ key.double().transpose(1, 2)
+    expected, sums = logits.softmax(-1) @ value.double(), logits.logsumexp(-1, keepdim=True)
+    for found, right in ((output, expected), (lse, sums), *zip(*(torch.autograd.grad(x.mul(torch.arange(40.0)[:, None]).sum() + 3 * y.sum(), of)
+                                                                for x, y, of in ((output, lse, query), (expected, sums, wide))))):
+        assert found.dtype == torch.float32 and (found.double() - right).norm() < 0.02 * right.norm()
+
+
 @pytest.mark.parametrize("capability, dtype, width, half", [
     ((8, 0), torch.bfloat16, 64, True), ((9, 0), torch.float16, 256, True), ((7, 5), torch.bfloat16, 64, False),
     ((9, 0), torch.bfloat16, 100, False), ((9, 0), torch.bfloat16, 264, False), ((9, 0), torch.float32, 64, False)])

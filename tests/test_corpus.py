@@ -211,6 +211,9 @@ def test_sentences_end_where_they_should():
     assert cut("def f(x):\n    return x\n") == ["def f(x):", "return x"]
     wrapped = "A long line of prose that goes on until there is no room\nfor another word, so that it is broken where it must be,\nand ends."
     assert lines_wrap(wrapped) and cut(wrapped) == [wrapped]
+    paragraphs = f"{wrapped}\n\n{wrapped[:-10]}\n  \nThe last one, too, goes on and on, until it must be cut\nsomewhere"
+    assert lines_wrap(paragraphs) and cut(paragraphs) == [wrapped, wrapped[:-10], paragraphs.rpartition("\n  \n")[2]]
+    assert not lines_wrap(f"{wrapped}\n\nA list of\nthis and\nthat")
     assert cut("") == []
 
 

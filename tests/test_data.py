@@ -1,4 +1,5 @@
 """data.py: readers name file and line, pools keep their promises, prompts know whose every token is."""
+import csv
 import gzip
 import json
 import random
@@ -11,7 +12,8 @@ import torch
 from conftest import ROOT, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from data import (INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, make_pools)
+import convert
+from data import (INTRODUCTION, BadInput, Example, Prompts, load_collection, load_corpus, load_examples, load_qrels, make_pools)
 from files import check_file, command, replacing
 
 A, B = '{"_id": "a", "text": "x"}\n', '{"_id": "b", "text": "y"}\n'
@@ -77,6 +79,16 @@ def test_a_missing_file_or_folder_is_named(collection_folder, file, load):
     (collection_folder / file).unlink()
     assert message_of(load, collection_folder) == f"{collection_folder / file}: no such file"
     assert message_of(load, collection_folder / "none") == f"{collection_folder / 'none'}: no such folder"
+
+
+def test_judgments_are_read_and_written_as_csv_as_beir_does(tmp_path):
+    ids = ['"Heroes"_(album)', 'the "Heroes" album', "plain", '"', "it's"]
+    (tmp_path / "test.tsv").write_text('query-id\tcorpus-id\tscore\nq\t"""Heroes""_(album)"\t1\n"q"\tthe "Heroes" album\t2\nq\tplain\t0\n')
+    assert load_qrels(tmp_path / "test.tsv") == {"q": {ids[0]: 1, ids[1]: 2, "plain": 0}}
+    convert.write_judgments(tmp_path, {"q": "what?"}, {'"q"': dict.fromkeys(ids, 1)})
+    with open(tmp_path / "qrels" / "test.tsv", newline="") as file:
+        assert [row[:2] for row in csv.reader(file, delimiter="\t")][1:] == [['"q"', id] for id in ids]
+    assert load_qrels(tmp_path / "qrels" / "test.tsv") == {'"q"': dict.fromkeys(ids, 1)}
 
 
 def test_a_missing_split_lists_those_there(collection_folder):

@@ -5,6 +5,8 @@ import math
 import random
 import re
 import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -329,6 +331,29 @@ def test_ask_keeps_embeddings_in_a_run_and_where_it_may_not_write_there_it_reads
         patch.setattr(Retriever, "encode", lambda self, texts, kind="query", real=Retriever.encode, **options: real(self, texts, kind, **options) if kind == "query" else pytest.fail())
         evaluate.main(asked)
     assert capsys.readouterr().out == shown
+
+
+def test_ask_keeps_nothing_of_a_large_corpus_unasked(collection_folder, tiny_folder, tmp_path, monkeypatch, capsys):
+    made = Retriever.load(tiny_folder, device="cpu")
+    made.add_lora(4, 8)
+    made.save(tmp_path / "run")
+    (tmp_path / "run" / "embeddings").mkdir()
+    asked = ["--model", str(tmp_path / "run"), "--data", str(collection_folder), "--ask", "which box is black?", "--device", "cpu"]
+    for small, files in ((7, 0), (8, 2)):
+        monkeypatch.setattr(evaluate, "SMALL", small)
+        evaluate.main(asked)
+        assert len(list((tmp_path / "run" / "embeddings").rglob("*.npy"))) == files
+
+
+def test_ask_holds_no_file_open(collection_folder, tiny_folder, tmp_path, monkeypatch):
+    import ask
+
+    monkeypatch.setattr(evaluate, "ENCODE_CHUNK", 1)
+    retriever, texts = Retriever.load(tiny_folder, device="cpu"), list(load_corpus(collection_folder).values())
+    made, found = (ask.encoded(retriever, texts, tmp_path, True) for _ in range(2))
+    assert torch.equal(made, found) and torch.allclose(made, retriever.encode(texts, "document"), atol=1e-5)
+    if sys.platform == "linux":
+        assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second where the locale is C

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import ROOT
+from conftest import ROOT, save_tiny
 
 FOLDER = ROOT / "exercises"
 sys.path.insert(0, str(FOLDER))
@@ -536,6 +536,30 @@ def test_the_unfrozen_judge_with_activation_checkpointing_learns_the_same(tiny_f
         unfrozen_llm.main([*flags(tiny_folder, collection_folder, tmp_path / name), *[name] * name.startswith("--")])
         curves[name] = [r["loss"] for r in records(tmp_path / name)]
     assert curves["plain"] == pytest.approx(curves["--checkpoint"], rel=1e-5) and len(set(curves["plain"])) == 3
+
+
+def test_another_llm_learns_in_float32(tiny_folder, collection_folder, tmp_path):
+    """In half precision most of an optimiser's small steps would round away."""
+    other = save_tiny(tmp_path / "other", seed=3)
+    run = unfrozen_llm.UnfrozenLLM(parse([*flags(tiny_folder, collection_folder, tmp_path / "out"), "--llm", other, "--dtype", "bfloat16"]))
+    assert {p.dtype for p in run.own_llm.parameters()} == {torch.float32} and run.retriever.llm.dtype == torch.bfloat16
+    run.choose_heads()
+    before = [p.clone() for p in run.learning]
+    train.train(run)
+    changed = [(a != b).float().mean().item() for a, b in zip(before, run.learning)]
+    assert sum(changed) > 0.8 * len(changed), changed  # keys of injected heads alone have no gradient
+
+
+def test_a_variant_s_folder_is_of_one_run(tiny_folder, collection_folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "weights.png").write_text("of another run")
+    wrong_labels.main([*flags(tiny_folder, collection_folder, out), "--objective", "dream"])
+    assert not (out / "weights.png").exists()
+    written, plain = json.loads((out / "heads.json").read_text()), Run(parse(flags(tiny_folder, collection_folder, out)))
+    assert torch.allclose(torch.tensor(written["scores"]), plain.choose_heads()) and list(map(tuple, written["heads"])) == plain.heads
+    wrong_labels.main(flags(tiny_folder, collection_folder, out))  # infonce
+    assert not (out / "heads.json").exists()
 
 
 def test_an_unfrozen_judge_is_for_dream_alone(tiny_folder, collection_folder, tmp_path):

@@ -1,5 +1,6 @@
 """An exported folder against sentence-transformers itself: the same tokens, the same embeddings, the same nDCG."""
 import json
+import re
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import yaml
 from conftest import on_full_disks, save_tiny, tiny_llm, tiny_tokenizer
 from safetensors.torch import load_file
 from tokenizers.processors import ByteLevel, RobertaProcessing, Sequence, TemplateProcessing
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GPTNeoXConfig, Phi3Config, PhiConfig
 
 import export
 from backbones import Backbone
@@ -185,6 +186,36 @@ def test_angles_are_written_as_earlier_versions_read_them(out):
     assert older_names({"model_type": "bert"}) == {"model_type": "bert"}
     assert older_names({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}) == {
         "rope_parameters": {"rope_type": "default", "rope_theta": 9.0}, "rope_theta": 9.0, "rope_scaling": None}
+
+
+@pytest.mark.parametrize("config, names", [
+    (PhiConfig(hidden_size=64, num_attention_heads=2, partial_rotary_factor=0.25, rope_theta=7.0), {"rope_theta": 7.0, "partial_rotary_factor": 0.25}),
+    (GPTNeoXConfig(hidden_size=64, num_attention_heads=2, rotary_pct=0.75, rotary_emb_base=7), {"rotary_emb_base": 7, "rotary_pct": 0.75}),
+    (Phi3Config(hidden_size=64, num_attention_heads=8, max_position_embeddings=160, original_max_position_embeddings=32, pad_token_id=0, rope_parameters={
+        "rope_type": "longrope", "rope_theta": 7.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}),
+     {"rope_theta": 7.0, "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}})])
+def test_angles_of_other_architectures_have_their_own_names(config, names, tmp_path):
+    config.save_pretrained(tmp_path)
+    new = json.loads((tmp_path / "config.json").read_text())
+    both = older_names(new)
+    assert names.items() <= both.items() and not names.items() <= new.items()
+    (tmp_path / "config.json").write_text(json.dumps(both))
+    found = AutoConfig.from_pretrained(tmp_path).rope_parameters
+    assert {k: v for k, v in found.items() if k != "type"} == config.rope_parameters
+
+
+def test_an_adapter_of_a_base_in_half_precision_is_read_in_float32(sentence_transformers, tmp_path, capsys):
+    """As the card says: sentence-transformers would compute in the precision that the base's files name."""
+    made = train(tmp_path)
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    main([str(tmp_path / "run"), str(tmp_path / "out"), "--adapter-only"])
+    assert "read again in float32" in capsys.readouterr().out
+    call, = re.findall(r"SentenceTransformer\(.*?\}\)", (tmp_path / "out" / "README.md").read_text())
+    theirs = eval(call.replace('"out"', repr(str(tmp_path / "out")), 1), {"SentenceTransformer": sentence_transformers.SentenceTransformer})
+    told, untold = (model.encode_query(TEXTS, convert_to_tensor=True).cpu().float() for model in (theirs, sentence_transformers.SentenceTransformer(str(tmp_path / "out"))))
+    expected = made.encode(TEXTS, "query")
+    assert (told - expected).abs().max() < 1e-5 < 1e-3 < (untold - expected).abs().max()
 
 
 def test_the_adapter_alone_names_its_base(run, tmp_path):

@@ -38,10 +38,13 @@ def test_mteb_finds_the_same_ndcg(tiny_folder, collection_folder, measured):
 
     collection, retriever = load_collection(collection_folder), Retriever.load(tiny_folder, device="cpu")
     collection.qrels["q1"]["d2"] = 2
+    retriever.set_prompt("say: {text}", "ask: {text}")
     found = run(retriever, [local_task(collection)])
     expected = evaluate(retriever, collection)["ndcg@10"]
     measured("a retrieval task of mteb over a local collection, by mteb_run.py: nDCG@10", "mteb", 1e-4, abs(found.pop("LocalRetrieval") - expected))
     assert not found and 0 < expected < 1
+    retriever.set_prompt("ask: {text}", "say: {text}")
+    assert evaluate(retriever, collection)["ndcg@10"] != pytest.approx(expected, abs=1e-4)  # which kind reads which prompt is seen
 
 
 def test_an_unknown_task_is_one_line(tiny_folder, monkeypatch, capsys):

@@ -52,6 +52,15 @@ def test_curves_are_the_records(runs):
     assert losses[0] in lines(dream) and losses[1] in lines(infonce) and losses[1] not in lines(dream)
 
 
+def test_chance_is_among_the_candidates_that_there_were(tiny_folder, tmp_path):
+    """Five documents, where --pool asks for seven."""
+    data = write_collection(tmp_path / "collection", documents=5)
+    train.main(["--backbone", tiny_folder, "--data", str(data), "--pool", "7", "--questions", "4", "--heads", "3", "--steps", "2", "--device", "cpu",
+                "--out", str(tmp_path / "run")])
+    figure = pictures.curves(plot.read_results([tmp_path / "run"]))
+    assert [0.2, 0.2] in lines(figure.axes[0]) and len(plot.weights_of(tmp_path / "run", device="cpu").axes[0].get_yticklabels()) == 5
+
+
 def test_the_map_shows_all_scores_and_frames_the_chosen_heads(runs):
     written = json.loads((runs / "dream-0" / "heads.json").read_text())
     figure = pictures.heads(*plot.read_heads(runs / "dream-0"))

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import checkpoints
+import record
 import train
+from config import Config
 from conftest import ROOT, on_linux, save_tiny, write_collection
 from data import BadInput
 from test_processes import TORCHRUN, script, worlds
@@ -169,6 +171,32 @@ def test_other_data_cannot_resume(flags, tmp_path, monkeypatch):
         train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
 
 
+@pytest.mark.parametrize("file, old, new, says", [
+    ("collection/qrels/test.tsv", "q1\td1\t1", "q1\td2\t1", "what is measured"), ("own/config.json", '"rms_norm_eps": ', '"rms_norm_eps": 1', "the tokenizer, or the configuration"),
+    ("own/tokenizer.json", '"normalizer": null', '"normalizer": {"type": "Lowercase"}', "the tokenizer, or the configuration")])
+def test_what_else_a_run_depends_on_cannot_change(flags, tmp_path, monkeypatch, file, old, new, says):
+    flags[1] = save_tiny(tmp_path / "own", seed=1)
+    interrupted([*flags, "--steps", "6"], tmp_path / "run", 3, monkeypatch)
+    text = (tmp_path / file).read_text()
+    assert text.count(old) == 1
+    (tmp_path / file).write_text(text.replace(old, new))
+    with pytest.raises(BadInput, match=f"--resume: {says} was"):
+        train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
+
+
+def test_a_run_names_all_the_hardware_that_it_had(flags, tmp_path, monkeypatch):
+    for peak, name in ((9_000_000, "one CPU"), (1, "another CPU"), (2, "one CPU")):
+        with monkeypatch.context() as patch:
+            patch.setattr(record, "processor", lambda: name)
+            patch.setattr(record, "peak_mb", lambda: peak)
+            if peak != 2:
+                interrupted([*flags, "--steps", "6", *["--resume"] * (peak == 1)], tmp_path / "run", 3 if peak > 1 else 4, patch)
+            else:
+                train.main([*flags, "--steps", "6", "--out", str(tmp_path / "run"), "--resume"])
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["hardware"] == "; then ".join(f"{name}, {os.cpu_count()} cores" for name in ("one CPU", "another CPU")) and result["peak_mb"] == 9_000_000
+
+
 def test_another_number_of_processes_cannot_resume(flags, tmp_path, monkeypatch):
     interrupted([*flags, "--steps", "6"], tmp_path / "run", 3, monkeypatch)
     monkeypatch.setattr(checkpoints, "processes", lambda: (0, 2))
@@ -238,7 +266,7 @@ def test_a_second_run_into_the_same_folder_is_refused(flags, tmp_path, monkeypat
     ready, held = os.pipe()
     other = os.fork()
     if other == 0:
-        with checkpoints.claim(str(tmp_path / "run")):
+        with checkpoints.claim(Config(out=str(tmp_path / "run"))):
             os.write(held, b"held")
             time.sleep(600)
         os._exit(0)
@@ -333,9 +361,12 @@ def step(self, pools, stop):
         os.kill(os.getpid(), signal.SIGTERM)
     return real(self, pools, stop)
 
+def full(self, pools, stop):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
 def main(arguments):
     how, *flags = arguments
-    train.Training.step = step if how == "stop" else real
+    train.Training.step = {"stop": step, "full": full}.get(how, real)
     if how == "apart" and os.environ["RANK"] == "1":  # a machine with a disk of its own
         train.newest_checkpoint = lambda *_: (None, None)
     command(lambda: train.main(flags))
@@ -348,10 +379,12 @@ def test_two_processes_resume_too(flags, tmp_path):
     broken = [*flags, "--out", tmp_path / "broken"]
     done = subprocess.run([*TORCHRUN, script(tmp_path, TRAINING), "stop", *broken], capture_output=True, text=True, timeout=240)
     assert done.returncode != 0 and "stopped after step 3" in done.stderr and checkpoints.numbers(tmp_path / "broken") == [3, 2], done.stderr[-4000:]
+    first = [*flags, "--out", tmp_path / "first"]
     codes, said = worlds(tmp_path, TRAINING, (2, ["apart", *broken, "--resume"]), (2, ["whole", *flags, "--out", tmp_path / "whole"]),
-                         (2, ["resume", *broken, "--resume"]))
-    assert 2 in codes[0] and "not all processes find the same checkpoint" in said, said
-    assert codes[1:] == [[0, 0], [0, 0]] and "after step 3 of 6" in said, said
+                         (2, ["resume", *broken, "--resume"]), (2, ["full", *first]), (2, ["apart", *first, "--resume"]))
+    assert 2 in codes[0] and said.count("not all processes find the same checkpoint") == 2, said
+    assert codes[1:3] == [[0, 0], [0, 0]] and "after step 3 of 6" in said, said
+    assert 2 in codes[3] and 2 in codes[4] and checkpoints.numbers(tmp_path / "first") == [0], said  # step 1 had too little memory
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
 
 

@@ -18,7 +18,7 @@ import evaluate
 import train
 from checkpoints import Stop
 from conftest import save_tiny, tiny_tokenizer
-from data import BadInput, load_collection
+from data import BadInput, Pool, load_collection
 from inject import score_heads, select_heads, target_nll
 from layers import checkpoint_layers, compile_layers
 from model import SUFFIX, Retriever
@@ -43,6 +43,25 @@ def test_the_llm_stays_bit_identical_and_every_adapter_learns(tiny_folder, colle
     after = dict(run.retriever.llm.named_parameters())
     assert len(frozen) > 20 and all(torch.equal(after[name], value) for name, value in frozen.items())
     assert all(not torch.equal(was, now) for was, now in zip(adapters, run.retriever.parameters()))
+
+
+def test_a_source_that_stands_twice_in_a_shared_pool_counts_wherever_it_stands(tiny_folder, collection_folder):
+    """Processes that share a pool (--gather) may be in two passes over the examples."""
+    run = tiny_run(tiny_folder, collection_folder, "--objective", "infonce")
+    pool = next(run.pools(0))
+    twice = Pool(pool.documents * 2, pool.examples)
+    assert pool.is_source.nonzero()[:, 1].tolist() == pool.source.tolist() and torch.equal(twice.is_source, pool.is_source.repeat(1, 2))
+    once, both = run.step(pool), run.step(twice)
+    assert both["source_weight"] == pytest.approx(once["source_weight"], rel=1e-5) and both["accuracy"] == once["accuracy"]
+    assert both["largest_weight"] == pytest.approx(once["largest_weight"] / 2, rel=1e-5)
+
+
+def test_the_spread_is_of_directions(tiny_folder, collection_folder):
+    """A backbone whose files say "dot" does not normalise."""
+    run, plain = (tiny_run(tiny_folder, collection_folder, "--objective", "infonce", "--temperature", "9") for _ in range(2))
+    plain.retriever.normalize = False
+    pool = next(run.pools(0))
+    assert plain.step(pool)["spread"] == pytest.approx(run.step(pool)["spread"], abs=1e-5)
 
 
 def test_gradients_reach_every_lora_tensor_and_nothing_else(tiny_folder, collection_folder):

@@ -44,6 +44,16 @@ def test_pools_that_the_rows_do_not_allow_are_named_with_what_they_do(pool, ques
         assert f"pools of {documents} documents and at most {most} questions" in told
 
 
+def test_a_judge_that_infonce_does_not_ask_is_named(tiny_folder, collection_folder, tmp_path):
+    from conftest import save_tiny
+    from test_train import tiny_run
+
+    other = save_tiny(tmp_path / "other", seed=3)
+    assert not unfulfilled(tiny_run(tiny_folder, collection_folder, "--llm", other))
+    assert unfulfilled(tiny_run(tiny_folder, collection_folder, "--llm", other, "--objective", "infonce", "--heads", "16")) == [
+        "--llm judges nothing with infonce: its tokenizer alone says which targets are cut"]
+
+
 def test_what_the_retriever_cannot_read_is_told(tiny_folder, collection_folder):
     from test_train import tiny_run
 
