@@ -484,3 +484,13 @@ def made_whole(out):
     assert load_examples(out) and sorted(p.name for p in out.iterdir()) == ["corpus.jsonl", "train.jsonl"]
     assert not list(out.parent.glob("*.part"))
     return True
+
+
+def test_a_split_keeps_what_else_stands_in_a_row(tmp_path):
+    folder = write_collection(tmp_path / "folder", documents=12)
+    rows = [{**json.loads(line), "kind": "name", "gain": i / 8} for i, line in enumerate((folder / "train.jsonl").read_text().splitlines())]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    split(folder, tmp_path / "out", share=0.2)
+    kept = [json.loads(line) for line in (tmp_path / "out" / "train" / "train.jsonl").read_text().splitlines()]
+    there = load_corpus(tmp_path / "out" / "train")
+    assert kept == [row for row in rows if row["document"] in there] and 0 < len(kept) < len(rows)

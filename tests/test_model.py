@@ -367,3 +367,13 @@ def test_run_as_a_script_the_module_lists_its_backbones(capsys):
 def test_the_table_of_backbones_names_one_packaged_default():
     assert [name for name, b in BACKBONES.items() if b.package] == ["SmolLM2-135M"]
     assert all(b.hub.count("/") == 1 and b.licence and b.parameters for b in BACKBONES.values())
+
+
+def test_long_texts_are_tokenized_a_few_at_a_time(tiny_folder, monkeypatch):
+    """What a tokenizer cuts off is held as long as its call lasts."""
+    retriever, sizes = Retriever.load(tiny_folder, device="cpu"), []
+    texts = [f"box {i} " * (i + 1) for i in range(70)]
+    whole = retriever.tokenizer([retriever.prompts["document"] + t for t in texts], truncation=True, max_length=40 - len(retriever.suffix_ids)).input_ids
+    real = type(retriever.tokenizer).__call__
+    monkeypatch.setattr(type(retriever.tokenizer), "__call__", lambda self, texts, **more: sizes.append(len(texts)) or real(self, texts, **more))
+    assert retriever.tokenize(texts, "document", 40) == [row + retriever.suffix_ids for row in whole] and sum(sizes) == 70 and max(sizes) <= 32

@@ -58,7 +58,11 @@ def test_chance_is_among_the_candidates_that_there_were(tiny_folder, tmp_path):
     train.main(["--backbone", tiny_folder, "--data", str(data), "--pool", "7", "--questions", "4", "--heads", "3", "--steps", "2", "--device", "cpu",
                 "--out", str(tmp_path / "run")])
     figure = pictures.curves(plot.read_results([tmp_path / "run"]))
-    assert [0.2, 0.2] in lines(figure.axes[0]) and len(plot.weights_of(tmp_path / "run", device="cpu").axes[0].get_yticklabels()) == 5
+    assert [0.2, 0.2] in lines(figure.axes[0])
+    path = tmp_path / "run" / "result.json"
+    for candidates in (5, 3):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "candidates": candidates}))
+        assert len(plot.weights_of(tmp_path / "run", device="cpu").axes[0].get_yticklabels()) == candidates
 
 
 def test_the_map_shows_all_scores_and_frames_the_chosen_heads(runs):
