@@ -97,7 +97,8 @@ def identity(run):
     config = {f"--{name.replace('_', '-')}": value for name, value in vars(run.config).items()
               if name not in NO_MATTER}
     texts = itertools.chain((x for item in run.corpus.items() for x in item), (x for e in run.examples for x in vars(e).values()))
-    collections = (str(x) for name, c in run.collections.items() for x in (name, c.corpus, c.queries, c.qrels))
+    collections = (x for name, c in run.collections.items() for part in (c.corpus, c.queries, c.qrels) for row in ((name, ""), *part.items())
+                   for x in map(str, row))
     reads = [settings(run.retriever, kind) for kind in ("query", "document")]
     if run.own_llm:
         reads += [configuration(run.own_llm), vocabulary(run.prompts.tokenizer)]

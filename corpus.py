@@ -74,7 +74,10 @@ class Judge:
         self.prefill, self.target_nll = prefill, target_nll
         self.prompts = Prompts(tokenizer, document_tokens)
         input_ids, nowhere = self.prompts.context([])
-        check_llm(self.llm, document_tokens + input_ids.shape[1] + ROOM)  # before hours of work
+        try:  # before hours of work
+            check_llm(self.llm, document_tokens + input_ids.shape[1] + ROOM)
+        except BadInput as error:
+            raise BadInput(f"--document-tokens {document_tokens}: {error}") from None
         self.nothing = self.read(input_ids, nowhere + 1)  # to read the bare prompt, it has to count as a document
 
     def read(self, input_ids, document_of):
@@ -143,8 +146,9 @@ def make_folder(file, out, llm="SmolLM2-135M", rows=0, per_document=3, seed=0, d
         if value < least:
             raise BadInput(f"--{name} must be at least {least}, not {value}")
     documents = read_raw(file)
+    longest = max(len(f"{title} {text}".encode()) for title, text in documents.values()) + 1  # in tokens hardly more
     with making(out) as part:
-        judge = None if llm == "none" else Judge(llm, document_tokens, dtype)
+        judge = None if llm == "none" else Judge(llm, min(document_tokens, longest), dtype)
         made, counts = visit(documents, judge, rows, per_document, seed, document_tokens)
         if len(made) < 2:
             raise BadInput(f"{file}: {counts['kept']} rows came out, of {len(made)} documents; training needs two documents at "

@@ -228,7 +228,7 @@ def load_qrels(path):
                 raise ValueError
             query, document, relevance = cells[0].decode(), cells[-2].decode(), int(cells[-1])
         except (ValueError, csv.Error):  # also undecodable bytes
-            columns, by = ("query, 0, document", "blanks") if trec else ("query-id, corpus-id", "tabs")
+            columns, by = ("query, 0, document", "blanks") if trec else ("query-id, corpus-id", "tabs (csv: a cell may be quoted)")
             raise BadInput(f"{path}:{number}: expected {columns} and a whole number of at most nine characters, separated by {by}") from None
         if document in qrels.setdefault(query, {}):
             raise BadInput(f"{path}:{number}: {query!r} and {document!r} are judged twice")

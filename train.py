@@ -158,7 +158,7 @@ class Run:
         doc_grad = own_share(doc_emb.grad) if c.gather else doc_emb.grad
         backward(torch.cat([query_emb.grad, doc_grad]))  # and on through the retriever
         weights, unit = document_weights(scores.detach(), self.temperature), torch.nn.functional.normalize(doc_emb.detach(), dim=-1)
-        is_source, row = pool.is_source.to(scores.device), torch.arange(len(scores))
+        is_source, row = pool.is_source.to(scores.device), torch.arange(len(scores), device=scores.device)
         return {"loss": loss.item(),
             "source_weight": (weights * is_source).sum(1).mean().item(),
             "largest_weight": weights.amax(1).mean().item(),
@@ -196,7 +196,7 @@ class Training:
 
     def load(self, tensors, about):
         """Go on from a checkpoint."""
-        self.curve, self.run.heads = about["curve"], about["heads"] and [tuple(head) for head in about["heads"]]
+        self.curve, self.documents, self.run.heads = about["curve"], about["documents"], about["heads"] and [tuple(head) for head in about["heads"]]
         for p in self.parameters if self.curve else ():
             self.optimizer.state[p] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         for name, tensor in self.tensors().items():
@@ -311,7 +311,7 @@ def carry_out(run, out, first, clock, argv):
         if first:
             write_checkpoint(out, len(training.curve), training.tensors(), {
                 "run": own, "heads": run.heads, "curve": training.curve, "before": before, "scores": scores, "laps": clock.laps,
-                "ran": about_run("train.py", argv, run.retriever.device, earlier)})
+                "documents": training.documents, "ran": about_run("train.py", argv, run.retriever.device, earlier)})
 
     with open(out / "metrics.jsonl" if first else os.devnull, "w", buffering=1) as file:  # a line at a time
         file.writelines(json.dumps(record) + "\n" for record in training.curve)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cache
 import checkpoints
 from checkpoints import newest_checkpoint, numbers, read_checkpoint, write_checkpoint
 from conftest import ROOT
@@ -81,20 +82,20 @@ def test_the_code_of_a_run_is_what_train_imports_and_no_other_file(tmp_path, mon
     loaded = subprocess.run([sys.executable, "-c", "import sys, train; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)), sep='\\n')"],
                             cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     here = {Path(path).name for path in loaded if Path(path).parent == ROOT}
-    assert {"objectives.py", "inject.py"} < here == set(checkpoints.code("train", {}))
-    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
+    assert {"objectives.py", "inject.py"} < here == set(cache.code("train", {}))
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
     for name, text in {"train": "import json, part\n", "part": "from later import f\ndef g():\n    import mine\n", "later": "import train\n", "mine": "f = 1"}.items():
         (tmp_path / f"{name}.py").write_text(text)
-    before = checkpoints.code("train", {})
+    before = cache.code("train", {})
     assert list(before) == ["train.py", "part.py", "later.py"]
     (tmp_path / ".#train.py").symlink_to("nowhere")  # an editor's lock
     (tmp_path / "mine.py").write_text("f = 2")
-    assert checkpoints.code("train", {}) == before
+    assert cache.code("train", {}) == before
     (tmp_path / "later.py").write_text("import train\nf = 3\n")
-    after = checkpoints.code("train", {})
+    after = cache.code("train", {})
     assert {name for name in after if after[name] != before[name]} == {"later.py"}
     (tmp_path / "later.py").write_text("import train\nf = (\n")  # half an edit
-    assert set(checkpoints.code("train", {})) == set(before) and checkpoints.code("train", {})["later.py"] != before["later.py"]
+    assert set(cache.code("train", {})) == set(before) and cache.code("train", {})["later.py"] != before["later.py"]
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):

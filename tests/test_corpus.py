@@ -327,8 +327,9 @@ def test_the_judge_keeps_what_only_the_document_tells(tmp_path, real):
 
 
 def test_a_context_that_is_too_small_is_told_before_any_row_is_judged(tiny_folder, tmp_path, monkeypatch):
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"_id": str(i), "text": f"Vik is a village {i}. The church of Vik is {i}."}) + "\n" for i in range(9)))
+    rows = [{"_id": str(i), "text": f"Vik is a village {i}. The church of Vik is {i}. " * 100_000 ** (i == 3)} for i in range(9)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(corpus.Judge, "gains", lambda *_: pytest.fail("judged"))
-    with pytest.raises(BadInput, match="the LLM's context holds"):
+    with pytest.raises(BadInput, match="^--document-tokens 1000000: the input has .* the LLM's context holds"):
         corpus.make_folder(tmp_path / "docs.jsonl", tmp_path / "out", tiny_folder, document_tokens=1_000_000)
     assert not (tmp_path / "out").exists()

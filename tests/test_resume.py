@@ -322,6 +322,7 @@ def test_a_run_killed_while_it_measures_has_its_last_step(flags, tmp_path, monke
         train.main([*flags, "--out", str(tmp_path / "broken")])
     train.main([*flags, "--out", str(tmp_path / "broken"), "--resume"])
     assert "after step 3 of 3" in capsys.readouterr().out and outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
+    assert [json.loads((tmp_path / name / "result.json").read_text())["candidates"] for name in ("whole", "broken")] == [4, 4]
 
 
 def test_another_tool_s_folders_are_left_alone(flags, tmp_path):
