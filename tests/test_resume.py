@@ -363,6 +363,8 @@ def step(self, pools, stop):
     return real(self, pools, stop)
 
 def full(self, pools, stop):
+    if os.environ["RANK"] == "1":  # has enough, and waits for the first, which writes its checkpoint
+        return real(self, pools, stop)
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 def main(arguments):
@@ -385,7 +387,7 @@ def test_two_processes_resume_too(flags, tmp_path):
                          (2, ["resume", *broken, "--resume"]), (2, ["full", *first]), (2, ["apart", *first, "--resume"]))
     assert 2 in codes[0] and all(f"not all processes find the same checkpoint in {tmp_path / name};" in said for name in ("broken", "first")), said
     assert codes[1:3] == [[0, 0], [0, 0]] and "after step 3 of 6" in said, said
-    assert 2 in codes[3] and 2 in codes[4] and checkpoints.numbers(tmp_path / "first") == [0], said  # step 1 had too little memory
+    assert codes[3][0] == 2 and 2 in codes[4] and checkpoints.numbers(tmp_path / "first") == [0], said  # step 1 had too little memory
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "broken")
 
 
