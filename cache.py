@@ -75,11 +75,11 @@ def configuration(llm):
     return {name: value for name, value in llm.config.to_dict().items() if name != "_name_or_path"}
 
 
-def settings(retriever, kind):
-    """All that decides an embedding but the text, the weights and the code."""
-    return {"kind": kind, "prompt": retriever.prompts[kind], "suffix": retriever.suffix, "max_tokens": retriever.max_tokens,
-            "pooling": retriever.pooling, "normalize": retriever.normalize, "config": configuration(retriever.llm),
-            **vocabulary(retriever.tokenizer), "adapters": [(n, layer.scaling) for n, layer in retriever.adapters().items() if layer.enabled]}
+def settings(retriever):
+    """All that decides an embedding but the text, its kind with the prompt, the weights and the code."""
+    return {"suffix": retriever.suffix, "max_tokens": retriever.max_tokens, "pooling": retriever.pooling, "normalize": retriever.normalize,
+            "config": configuration(retriever.llm), **vocabulary(retriever.tokenizer),
+            "adapters": [(n, layer.scaling) for n, layer in retriever.adapters().items() if layer.enabled]}
 
 
 def identity(retriever, kind):
@@ -87,7 +87,8 @@ def identity(retriever, kind):
     off = tuple(f"{name}.lora_" for name, layer in retriever.adapters().items() if not layer.enabled)  # of no effect now
     weights = (x for name, tensor in retriever.llm.state_dict().items() if not name.startswith(off)
                for x in (name, str(tensor.dtype), tensor_bytes(tensor)))
-    return digest(in_words({"code": code("model", {}), "torch": torch.__version__, **settings(retriever, kind)}), more=weights)
+    return digest(in_words({"code": code("model", {}), "torch": torch.__version__, "kind": kind, "prompt": retriever.prompts[kind],
+                            **settings(retriever)}), more=weights)
 
 
 class Cache:

@@ -99,7 +99,7 @@ def identity(run):
     texts = itertools.chain((x for item in run.corpus.items() for x in item), (x for e in run.examples for x in vars(e).values()))
     collections = (x for name, c in run.collections.items() for part in (c.corpus, c.queries, c.qrels) for row in ((name, ""), *part.items())
                    for x in map(str, row))
-    reads = [settings(run.retriever, kind) for kind in ("query", "document")]
+    reads = [run.retriever.prompts, settings(run.retriever)]
     if run.own_llm:
         reads += [configuration(run.own_llm), vocabulary(run.prompts.tokenizer)]
     weights = (x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()

@@ -9,7 +9,6 @@ Each makes a whole folder or nothing, and says what it left out and why. Files m
 documents are read and written one at a time, except that SQuAD's file is a single JSON document, which is read whole, that
 BM25 needs the whole corpus, that qrels holds the queries and answers, and split the texts of a folder. Left out: parquet.
 """
-import csv
 import json
 import os
 import random
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from bm25 import BM25
 from data import check_folder, find_file, find_qrels, flat, load_examples, load_qrels, load_texts, read_jsonl, read_lines, read_texts
 from fetch import local
-from files import BadInput, replacing
+from files import BadInput, replacing, write_qrels
 
 DEPTH = 10  # of BM25's best documents, the first in which a row's target stands is its source
 
@@ -274,10 +273,7 @@ def write_judgments(folder, queries, qrels):
     """{id: text} and {query id: {document id: relevance}} -> queries.jsonl and qrels/test.tsv in BEIR layout."""
     write_lines(folder / "queries.jsonl", ({"_id": q, "text": text} for q, text in queries.items()))
     (folder / "qrels").mkdir()
-    with replacing(folder / "qrels" / "test.tsv") as file:
-        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
-        lines.writerow(("query-id", "corpus-id", "score"))
-        lines.writerows((query, document, relevance) for query, judged in qrels.items() for document, relevance in judged.items())
+    write_qrels(folder / "qrels" / "test.tsv", ((q, d, relevance) for q, judged in qrels.items() for d, relevance in judged.items()))
 
 
 def choose_dev(path, share, seed):

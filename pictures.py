@@ -79,6 +79,12 @@ def plot_mean(ax, results, field, faint, **look):
     ax.plot(range(1, len(mean) + 1), mean, linewidth=2, **look)
 
 
+def candidates(result):
+    """How many documents a question of a training run chose among; the results of older runs do not say."""
+    config = result["config"]
+    return result.get("candidates") or config["pool"] * (result.get("processes", 1) if config.get("gather") else 1)
+
+
 @drawing
 def curves(groups):
     """{name: [result]} -> weight on the source and accuracy, comparable among all, and each objective's own loss apart."""
@@ -96,7 +102,7 @@ def curves(groups):
         config = results[0]["config"]
         for field, ax in (("source_weight", axes[0]), ("accuracy", axes[1]), ("loss", axes[2 + objectives.index(config["objective"])])):
             plot_mean(ax, results, field, 0.4 if field == "loss" or len(groups) < 4 else 0.2, **look)
-        chances.add(results[0].get("candidates") or config["pool"] * (results[0].get("processes", 1) if config.get("gather") else 1))
+        chances.add(candidates(results[0]))
     for ax in axes[:2]:
         ax.set_ylim(0, 1.02)
         for pool in sorted(chances):

@@ -21,7 +21,7 @@ from checkpoints import NO_MATTER
 from files import BadInput, command
 from model import Retriever
 from objectives import document_weights
-from pictures import bars, check_picture, curves, heads, save, weights
+from pictures import bars, candidates, check_picture, curves, heads, save, weights
 
 
 PICTURES = ("curves.png", "heads.png", "weights.png", "bars.png")  # of a run, in its own folder
@@ -110,7 +110,7 @@ def weights_of(run, data="", question="0", retriever=None, device="auto"):
     data = data or config["data"]
     example, examples = find_question(data, question)
     corpus = load_corpus(data)
-    pools = make_pools(examples, ordered(corpus, examples, config.get("order")), result.get("candidates") or config["pool"], 1, config["neighbours"], config["seed"])
+    pools = make_pools(examples, ordered(corpus, examples, config.get("order")), candidates(result), 1, config["neighbours"], config["seed"])
     documents = next(pool.documents for pool in pools if example.document in pool.documents)
     titles = {row["_id"]: row.get("title") or row["text"] for _, row in read_jsonl(find_file(data, "corpus.jsonl"), "_id", "text")}
     temperature = config.get("final_temperature") or config["temperature"]

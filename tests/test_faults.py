@@ -36,10 +36,14 @@ evaluate.ENCODE_CHUNK = 10
 def child(folder, out):
     pid = os.fork()
     if pid == 0:
-        torch.set_num_threads(1)
-        cached = Cache(retriever(), folder, tell=False)
-        torch.save((*evaluate.retrieve(cached, collection(), k=7), cached.found), out)
-        os._exit(0)
+        code = 99
+        try:
+            torch.set_num_threads(1)
+            cached = Cache(retriever(), folder, tell=False)
+            torch.save((*evaluate.retrieve(cached, collection(), k=7), cached.found), out)
+            code = 0
+        finally:  # however it ends, the loop below is not its own
+            os._exit(code)
     return pid
 
 random.seed(3)
@@ -146,7 +150,7 @@ def main(arguments):
 
 def test_a_rank_that_is_killed_ends_the_run_and_the_rest_goes_on_from_its_checkpoint(flags, tmp_path):  # noqa: F811
     flags, out = [*flags, "--steps", "5", "--eval", ""], tmp_path / "broken"
-    done = subprocess.run([*TORCHRUN, script(tmp_path, DIES), "dies", *flags, "--out", out], capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    done = subprocess.run([*TORCHRUN, script(tmp_path, DIES), "dies", *flags, "--out", out], capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     assert done.returncode != 0 and checkpoints.numbers(out) == [2], done.stderr[-2000:]
     codes, said = worlds(tmp_path, DIES, (2, ["lives", *flags, "--out", tmp_path / "whole"]), (2, ["lives", *flags, "--out", out, "--resume"]))
     assert codes == [[0, 0], [0, 0]] and "after step 2 of 5" in said and outcome(tmp_path / "whole") == outcome(out), said
