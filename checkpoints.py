@@ -104,10 +104,9 @@ def identity(run):
         reads += [configuration(run.own_llm), vocabulary(run.prompts.tokenizer)]
     weights = (x for llm in (run.retriever.llm, run.own_llm) if llm for name, tensor in llm.state_dict().items()
                if "lora_" not in name for x in (name, tensor_bytes(tensor)))
-    return {**config, "the data": digest(more=texts), "the backbone": digest(more=weights),
-            "the tokenizer, or the configuration": digest(in_words(reads)), "what is measured": digest(more=collections),
-            "the number of processes": processes()[1],
-            "torch": torch.__version__, "transformers": transformers.__version__, **code("train", {})}
+    return {"torch": torch.__version__, "transformers": transformers.__version__, **code("train", {}), **config,
+            "the number of processes": processes()[1], "the data": digest(more=texts), "the backbone": digest(more=weights),
+            "the tokenizer, or the configuration": digest(in_words(reads)), "what is measured": digest(more=collections)}
 
 
 def finished(folder, config, data_digest):

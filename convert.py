@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from bm25 import BM25
 from data import check_folder, find_file, find_qrels, flat, load_examples, load_qrels, load_texts, read_jsonl, read_lines, read_texts
-from fetch import local
-from files import BadInput, replacing, write_qrels
+from fetch import local, write_qrels
+from files import BadInput, replacing
 
 DEPTH = 10  # of BM25's best documents, the first in which a row's target stands is its source
 
@@ -273,7 +273,8 @@ def write_judgments(folder, queries, qrels):
     """{id: text} and {query id: {document id: relevance}} -> queries.jsonl and qrels/test.tsv in BEIR layout."""
     write_lines(folder / "queries.jsonl", ({"_id": q, "text": text} for q, text in queries.items()))
     (folder / "qrels").mkdir()
-    write_qrels(folder / "qrels" / "test.tsv", ((q, d, relevance) for q, judged in qrels.items() for d, relevance in judged.items()))
+    with replacing(folder / "qrels" / "test.tsv") as file:
+        write_qrels(file, ((query, document, relevance) for query, judged in qrels.items() for document, relevance in judged.items()))
 
 
 def choose_dev(path, share, seed):

@@ -7,6 +7,7 @@ All or nothing: a folder beside OUT is filled, then renamed. A download that bre
 DREAM_BEIR_URL names a mirror of BEIR's zips; the hub's own variables (HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN) hold. Left
 out: sets one must ask for (BioASQ, Signal-1M, TREC-NEWS, Robust04) or without a published MD5 (nq-train), and parquet.
 """
+import csv
 import errno
 import hashlib
 import json
@@ -25,7 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from tqdm import tqdm
 
 from data import find_file, read_jsonl
-from files import BadInput, write_json, write_qrels
+from files import BadInput, write_json
 
 BASE = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
 BEIR = {  # NAME: the MD5 of BASE/NAME.zip, as published; cqadupstack is 12 collections, OUT/android and so on
@@ -177,13 +178,21 @@ def from_hub(repo, folder):
     for path in (*qrels.glob("*.tsv"), *qrels.glob("*.tsv.gz")):
         shutil.copyfile(path, folder / "qrels" / path.name)
     for path in (p for p in qrels.glob("*.jsonl") if not find_file(folder / "qrels", f"{p.stem}.tsv").is_file()):
-        lines = []
+        judgments = []
         for number, row in read_jsonl(path, "query-id", "corpus-id"):
             if not isinstance(row.get("score"), int | float) or row["score"] % 1:
                 raise BadInput(f"{path}:{number}: the field 'score' is missing or not a whole number")
-            lines.append((row["query-id"], row["corpus-id"], int(row["score"])))
-        write_qrels(folder / "qrels" / f"{path.stem}.tsv", lines)
+            judgments.append((row["query-id"], row["corpus-id"], int(row["score"])))
+        with open(folder / "qrels" / f"{path.stem}.tsv", "w", encoding="utf-8", newline="") as file:
+            write_qrels(file, judgments)
     return home.name
+
+
+def write_qrels(file, judgments):
+    """(query id, document id, relevance) into an open file, as BEIR's are: csv with tabs, below a header (data.load_qrels reads them)."""
+    lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+    lines.writerow(("query-id", "corpus-id", "score"))
+    lines.writerows(judgments)
 
 
 def local(name):

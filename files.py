@@ -1,6 +1,5 @@
 """What every command shares: bad input is one line, and no file is ever half written."""
 import contextlib
-import csv
 import json
 import os
 import re
@@ -83,14 +82,6 @@ def replacing(path, mode="w"):
     finally:
         with contextlib.suppress(OSError):
             device or part.unlink(missing_ok=True)
-
-
-def write_qrels(path, judgments):
-    """Rows of (query id, document id, relevance) as data.load_qrels reads them: BEIR's csv, with tabs below a header."""
-    with replacing(path) as file:
-        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
-        lines.writerow(("query-id", "corpus-id", "score"))
-        lines.writerows(judgments)
 
 
 def write_json(path, data):

@@ -477,7 +477,7 @@ def test_one_process_asks(monkeypatch, collection_folder):
 
 def test_the_command_writes_metrics_and_a_run(collection_folder, tmp_path, capsys, monkeypatch):
     out, path = tmp_path / "result.json", tmp_path / "run.trec"
-    monkeypatch.setattr("record.time", SimpleNamespace(perf_counter=iter([0.0, 3.0, 10.5]).__next__))  # begun, loaded, evaluated
+    monkeypatch.setattr("record.time", SimpleNamespace(perf_counter=iter([0.0, 3.0, 10.504]).__next__))  # begun, loaded, evaluated
     evaluate.main(["--model", "bm25", "--data", str(collection_folder), "--out", str(out), "--run", str(path)])
     result = json.loads(out.read_text())
     expected = trec_eval(path, {f"q{i}": {f"d{i}": 1} for i in range(8)}, (1, 3, 5, 10, 100))

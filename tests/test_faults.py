@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 ENCODER = """
-import json, os, random, signal, sys, time
+import json, os, random, signal, sys, time, traceback
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from test_cache import collection, retriever
@@ -42,14 +42,16 @@ def child(folder, out):
             cached = Cache(retriever(), folder, tell=False)
             torch.save((*evaluate.retrieve(cached, collection(), k=7), cached.found), out)
             code = 0
-        finally:  # however it ends, the loop below is not its own
+        except BaseException:
+            traceback.print_exc()
+        finally:
             os._exit(code)
     return pid
 
 random.seed(3)
 folder, out = sys.argv[1:]
 start = time.monotonic()
-os.waitpid(child(folder + "-whole", out + "-whole"), 0)
+assert os.waitstatus_to_exitcode(os.waitpid(child(folder + "-whole", out + "-whole"), 0)[1]) == 0
 whole, killed, found = time.monotonic() - start, 0, []
 while killed < 20 or (killed < 200 and not (len(set(map(len, found))) > 2 and 1 < len(found[-1]) < 6)):  # at several stages, the last in the middle
     pid = child(folder, out)

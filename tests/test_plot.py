@@ -63,6 +63,9 @@ def test_chance_is_among_the_candidates_that_there_were(tiny_folder, tmp_path):
     for candidates in (5, 3):
         path.write_text(json.dumps({**json.loads(path.read_text()), "candidates": candidates}))
         assert len(plot.weights_of(tmp_path / "run", device="cpu").axes[0].get_yticklabels()) == candidates
+    older = {**json.loads(path.read_text()), "processes": 2}
+    del older["candidates"]
+    assert pictures.candidates(older) == 7 and pictures.candidates({**older, "config": {**older["config"], "gather": True}}) == 14
 
 
 def test_the_map_shows_all_scores_and_frames_the_chosen_heads(runs):
