@@ -1,6 +1,6 @@
 """How pictures are drawn: curves, the map of heads, one question's weights, metrics as bars. What is drawn: plot.py.
 
-Needs matplotlib, which nothing else does. Each function takes plain data and returns a Figure; save() writes it.
+Needs matplotlib, which nothing else does. What draws takes plain data and returns a Figure; save() writes it.
 """
 import functools
 import math

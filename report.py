@@ -31,7 +31,8 @@ def report(run, training, out, before, after, clock, argv, data_digest, earlier=
     clock.lap("evaluate bm25")
     write_json(out / "result.json", {
         "before": before, "after": after, "bm25": bm25, "config": dataclasses.asdict(config), "seconds": clock.seconds,
-        **about_run("train.py", argv, run.retriever.device, earlier), "processes": processes()[1], "candidates": training.documents, "data_digest": data_digest, "curve": training.curve})
+        **about_run("train.py", argv, run.retriever.device, earlier), "processes": processes()[1], "candidates": training.documents,
+        "data_digest": data_digest, "curve": training.curve})
     for left in set((out / "embeddings").glob("*/about.json")) if not config.resume else ():
         if left.parent not in run.embeddings:  # of an earlier run
             shutil.rmtree(left.parent)

@@ -111,9 +111,9 @@ def variants():
 
 def by_seed():
     """Dream with the settings for longer runs less each other run of three seeds, seed by seed: mean of COLLECTIONS, and on the development part."""
-    found = {name: results for name, results in runs(("qa-dream-keep-temperature-.05", *LONG, *VARIANTS)).items() if len(on_collections(f"{name}-[0-9]")) == len(results) == len(SEEDS)}
-    values = {name: ([statistics.mean(seed) for seed in on_collections(f"{name}-[0-9]")], on_dev(results)) for name, results in found.items()}
-    ours, *others = values
+    values = {name: ([statistics.mean(seed) for seed in on_collections(f"{name}-[0-9]")], on_dev(results))
+              for name, results in runs(("qa-dream-keep-temperature-.05", *LONG, *VARIANTS)).items()}
+    ours, *others = (name for name, measured in values.items() if all(len(seeds) == len(SEEDS) for seeds in measured))
     lines = [f"| {ours} less | seeds 0, 1, 2 | mean | dev: seeds 0, 1, 2 | mean |", "|---|---|---|---|---|"]
     for name in others:
         cells = []
